@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
-from kunlun.errors import ConfigError
+from kunlun.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
@@ -39,8 +39,8 @@ def parse(kind: type[T], values: Mapping[str, Any], source: str) -> T:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as error:
         raise ConfigError(_explain(kind, error.errors()[0], source)) from None
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+    except UserError as error:  # raised by a __post_init__
+        raise type(error)(f"{source}: {error}") from None
 
 
 def _explain(kind: type, problem: Mapping[str, Any], source: str) -> str:

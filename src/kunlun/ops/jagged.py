@@ -96,7 +96,9 @@ class Jagged:
         """A list of [T_i, ...] tensors -> Jagged; at least one sequence, each at most max_len."""
         lengths = [int(s.shape[0]) for s in sequences]
         if max(lengths) > max_len:
-            raise ShapeError(f"sequences: the longest has {max(lengths)} rows, max_len is {max_len}")
+            raise ShapeError(
+                f"sequences: the longest has {max(lengths)} rows, max_len is {max_len}"
+            )
         offsets = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0)
         return Jagged(torch.cat(list(sequences)), offsets.to(sequences[0].device), max_len)
 
@@ -107,4 +109,4 @@ class Jagged:
     @staticmethod
     def from_nested(nested: Tensor, max_len: int) -> Jagged:
         """Inverse of to_nested."""
-        return Jagged(nested.values(), nested.offsets(), max_len)
+        return Jagged(nested.values(), nested.offsets(), max_len)  # type: ignore[attr-defined]
