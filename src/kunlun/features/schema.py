@@ -103,7 +103,8 @@ class Feature(Config):
     label: str | None = None
     strength: float = 20.0
     delay: float = 0.0
-    token: str | None = None  # features with the same token are projected into one; default: own
+    token: str | None = None  # features with the same token are projected into one; default: own,
+    # and one for all numeric features
 
     def __post_init__(self) -> None:
         if self.kind == "counter" and not (self.keys and self.label):
@@ -158,8 +159,8 @@ class Input:
 
     @property
     def token(self) -> str:
-        """Inputs with the same token are projected into one."""
-        return self.feature.token or self.name
+        """Inputs with the same token are projected into one; numbers share one by default."""
+        return self.feature.token or ("numeric" if self.kind == "numeric" else self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

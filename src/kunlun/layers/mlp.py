@@ -1,0 +1,27 @@
+"""Two-layer perceptron, the plain building block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear, tanh-GELU, Linear: [..., dim_in] -> [..., dim_out].
+
+    FLOPs: 2 * hidden * (dim_in + dim_out) a row.
+    """
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim_in, hidden)
+        self.down = nn.Linear(hidden, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim_in] -> [..., dim_out]."""
+        y: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return y
+
+    def flops(self, rows: int) -> int:
+        """Forward FLOPs for `rows` rows."""
+        return 2 * rows * (self.up.weight.numel() + self.down.weight.numel())

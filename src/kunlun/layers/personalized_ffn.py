@@ -1,0 +1,112 @@
+"""GDPA-PFFN: a feed-forward network whose weights the context generates (paper 4.3.1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kunlun.config import Config
+from kunlun.layers.mlp import MLP
+from kunlun.layers.norm import layer_norm, rms_norm
+from kunlun.ops import gdpa
+from kunlun.ops.activations import ACTIVATIONS
+from kunlun.ops.jagged import Jagged
+
+START_RATIO = 0.3  # rms(GDPA) / rms(query) at step 0, whatever the scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalizedFFNConfig(Config):
+    """kind "gdpa", or for ablations "plain" (a two-layer FFN without context) or "none"."""
+
+    kind: Literal["gdpa", "plain", "none"] = "gdpa"
+    rows: int = 32  # n_kv, rows of generated K and V: the hidden width
+    activation: str | list[str] = "gelu_approx"  # one name, or one per head
+    scale: float | Literal["max_len", "sqrt"] = "max_len"  # 1/tau_g: 1/max_len, 1/sqrt(d_h), number
+    out_scale: float = 1.0  # behind the activation, as Meta's kernel has it
+    norm: Literal["sandwich", "bare"] = "sandwich"  # RMSNorm(GDPA(LN S) + LN S) + S, or GDPA(S) + S
+
+
+class PersonalizedFFN(nn.Module):
+    """Every event reads rows generated from the context summary, through an activation.
+
+    u = LN(S); y = act(u K^T / tau_g) V + u; S' = RMSNorm(y) + S; norms without affine.
+    K, V [B, n_kv, d_e] = token-axis expansion of X_sum to n_kv rows, then one linear map each; the
+    sequence itself is the query, with no projection. The expanded rows are RMS-normalized, so that
+    scores start at unit size times sqrt(d_h) / tau_g; V carries a learned gain per head that starts
+    where rms(GDPA) = .3 rms(u): with tau_g ~ 1000 the block would start dead otherwise.
+    FLOPs: 4 L n_kv d_e for the operator, 2 B n_kv d (n_sum + 2 d_e) for K and V.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, max_len: int, n_sum: int, context: int,
+        config: PersonalizedFFNConfig,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.heads, self.head_dim, self.config = heads, dim // heads, config
+        self.scale = (
+            {"max_len": 1 / max_len, "sqrt": self.head_dim**-0.5}[config.scale]
+            if isinstance(config.scale, str)
+            else config.scale
+        )
+        self.expand = nn.Parameter(torch.randn(config.rows, n_sum) / n_sum**0.5)
+        self.key = nn.Parameter(torch.randn(context, dim) / context**0.5)
+        self.value = nn.Parameter(torch.randn(context, dim) / context**0.5)
+        self.gain = nn.Parameter(self._starting_gain())
+
+    def _starting_gain(self) -> Tensor:
+        """[H]: START_RATIO over the rms that act(N(0, d_h) * scale) summed over n_kv rows has."""
+        names = self.config.activation
+        names = [names] * self.heads if isinstance(names, str) else names
+        z = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+        density = torch.exp(-z * z / 2)
+        score = z * math.sqrt(self.head_dim) * self.scale
+        rms = [
+            math.sqrt((ACTIVATIONS[n].value(score) ** 2 * density).sum() / density.sum())
+            for n in names
+        ]
+        size = torch.tensor(rms) * math.sqrt(self.config.rows) * abs(self.config.out_scale)
+        return (START_RATIO / size).float()
+
+    def forward(self, s: Jagged, x_sum: Tensor) -> Jagged:
+        """s [L, d_e] over n sequences, x_sum [n, n_sum, d] -> Jagged [L, d_e]."""
+        n, heads, width = s.n, self.heads, self.head_dim
+        rows = rms_norm(torch.matmul(self.expand, x_sum))
+        k = torch.matmul(rows, self.key).view(-1, heads, width)
+        v = torch.matmul(rows, self.value).view(-1, heads, width) * self.gain[:, None]
+        k, v = k.to(rows.dtype), v.to(rows.dtype)
+        kv_offsets = torch.arange(n + 1, device=s.offsets.device) * self.config.rows
+        u = layer_norm(s.values) if self.config.norm == "sandwich" else s.values
+        y = gdpa(
+            u.to(k.dtype).view(-1, heads, width), k, v, s.offsets, kv_offsets,
+            activation=self.config.activation, scale=self.scale, out_scale=self.config.out_scale,
+        ).view_as(u)  # fmt: skip
+        if self.config.norm == "bare":
+            return s.with_values(s.values + y)
+        return s.with_values(s.values + rms_norm(u + y))
+
+    def flops(self, rows: int, events: int) -> int:
+        """Forward FLOPs for `rows` samples with `events` events in all."""
+        n_kv, n_sum = self.expand.shape
+        context, dim = self.key.shape
+        return 2 * rows * n_kv * context * (n_sum + 2 * dim) + 4 * events * n_kv * dim
+
+
+class PlainFFN(nn.Module):
+    """The ablation: pre-norm two-layer FFN of the same hidden width, blind to the context."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp = MLP(dim, hidden, dim)
+
+    def forward(self, s: Jagged, x_sum: Tensor) -> Jagged:
+        """s [L, d_e] -> [L, d_e]; x_sum is not read."""
+        return s.with_values(s.values + self.mlp(layer_norm(s.values)))
+
+    def flops(self, rows: int, events: int) -> int:
+        """Forward FLOPs for `events` events."""
+        return self.mlp.flops(events)
