@@ -1,4 +1,4 @@
-"""Global interaction: a mixture of Wukong experts over the tokens (paper 4.4.3; Wukong 2403.02545)."""
+"""Global interaction: Wukong experts over all tokens (paper 4.4.3; Wukong 2403.02545)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms without learned scale, as the production kernels use them (paper.md: affine did not pay)."""
+"""Norms without learned scale, as in the production kernels (affine did not pay there)."""
 
 from __future__ import annotations
 

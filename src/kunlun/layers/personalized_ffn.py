@@ -66,7 +66,7 @@ class PersonalizedFFN(nn.Module):
         density = torch.exp(-z * z / 2)
         score = z * math.sqrt(self.head_dim) * self.scale
         rms = [
-            math.sqrt((ACTIVATIONS[n].value(score) ** 2 * density).sum() / density.sum())
+            math.sqrt((ACTIVATIONS[n].formula(score) ** 2 * density).sum() / density.sum())
             for n in names
         ]
         size = torch.tensor(rms) * math.sqrt(self.config.rows) * abs(self.config.out_scale)

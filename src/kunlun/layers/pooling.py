@@ -52,7 +52,7 @@ class SumKronLinear(nn.Module):
         """Forward FLOPs for `rows` samples."""
         rank, seeds, tokens = self.z.shape
         _, dim_in, dim_out = self.w.shape
-        return sum_kron_flops(rows, rank, seeds, tokens, dim_in, dim_out)
+        return sum_kron_flops(rows, seeds, tokens, rank, dim_in, dim_out)
 
 
 class SeedPooling(nn.Module):

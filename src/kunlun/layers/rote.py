@@ -20,7 +20,9 @@ class RoteConfig(Config):
     mode: Literal["rote", "rope", "none"] = "rote"
     base: float = 10000.0  # theta_i = base^(-2i / d_h)
     t_scale: float = 60.0  # seconds at which log time leaves its linear part
-    gap: Literal["request", "previous"] = "request"  # age at the request, or gap to the event before
+    gap: Literal["request", "previous"] = (
+        "request"  # age at the request, or gap to the event before
+    )
 
 
 class Rote(nn.Module):

@@ -39,4 +39,5 @@ class SlidingWindowAttention(nn.Module):
         """Forward FLOPs for sequences of these lengths, int64 [n]."""
         dim = self.out.in_features
         projections = 8 * int(lengths.sum()) * dim * dim
-        return projections + 4 * dim * window_pairs(lengths.tolist(), self.window)
+        pairs = sum(window_pairs(length, self.window) for length in lengths.tolist())
+        return projections + 4 * dim * pairs

@@ -1,0 +1,274 @@
+"""Kunlun (arXiv 2602.10016): one backbone for event sequences and feature interaction.
+
+    X_sum = WeightGeneration(X)                          what personalizes the sequences
+    S_e'  = GDPA-PFFN(S_e, X_sum)  on global layers      GDPA = act(S K^T / tau_g) V, no softmax
+            SlidingWindowAttention(S_e) on local layers
+    H_e   = HSP_e(S_e')  on global layers, reused on local ones (CompSkip)
+    X'    = Wukong experts(concat(X_sum, H_1 .. H_E))    becomes the next layer's X
+    logit = MLP(flatten(X^(L)))
+
+Every event type e has a tower of its own: width, heads, seeds, tokens, depth, window, history.
+Where the paper is silent, docs/models.md says which reading this is and why.
+
+Shapes: B rows, R requests (R = B without request deduplication), N context tokens, D token width,
+L packed events of one type, d_e that type's width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kunlun.config import Config
+from kunlun.errors import ConfigError
+from kunlun.features.batch import Batch
+from kunlun.features.embedding import FeatureEmbedding
+from kunlun.features.schema import Schema
+from kunlun.layers.interaction import GlobalInteraction, InteractionConfig
+from kunlun.layers.personalized_ffn import PersonalizedFFN, PersonalizedFFNConfig, PlainFFN
+from kunlun.layers.pooling import PoolingConfig, SeedPooling
+from kunlun.layers.rote import Rote, RoteConfig
+from kunlun.layers.weight_generation import WeightGeneration
+from kunlun.layers.window import SlidingWindowAttention
+from kunlun.models.head import Head
+from kunlun.ops.jagged import Jagged
+
+Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d_e], age float32 [L] seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(Config):
+    """One event type's tower (paper 4.4.2)."""
+
+    dim: int = 64
+    heads: int = 4
+    layers: int | None = None  # depth; None: as deep as the model
+    history: int | None = None  # newest events read; None: all that the data give
+    attention: Literal["window", "none"] = "window"
+    window: int | None = 32  # half width w; None: the whole sequence
+    ffn: PersonalizedFFNConfig = field(default_factory=PersonalizedFFNConfig)
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    time: RoteConfig = field(default_factory=RoteConfig)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ConfigError(
+                f"tower: dim ({self.dim}) over heads ({self.heads}) must be an even whole number"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KunlunConfig(Config):
+    """The backbone; `tower` holds for every event type, `events` changes single keys per type."""
+
+    dim: int = 64
+    layers: int = 3
+    n_sum: int = 16  # summary tokens
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    interaction: InteractionConfig = field(default_factory=InteractionConfig)
+    head_hidden: int = 128
+    gate: bool = False  # on WeightGeneration, as in InterFormer
+    comp_skip: bool = True  # even layers global, odd layers local; off: every layer is both
+    order: Literal["transformer_first", "pooling_first"] = "transformer_first"
+    user_only: bool = False  # sequences personalized by user and context tokens: once per request
+
+    def towers(self, schema: Schema) -> dict[str, TowerConfig]:
+        """The resolved tower of every event type. Raises ConfigError for an unknown type or key."""
+        for kind in self.events:
+            if kind not in schema.events:
+                known = ", ".join(schema.events) or "none"
+                raise ConfigError(
+                    f"model.events.{kind}: no such event type; the data have: {known}"
+                )
+        return {k: _replace(self.tower, self.events.get(k, {}), k) for k in schema.events}
+
+
+def _replace(config: Any, changes: dict[str, Any], path: str) -> Any:
+    """Copy of a nested dataclass with some keys changed."""
+    names = [f.name for f in dataclasses.fields(config)]
+    values = {}
+    for key, value in changes.items():
+        if key not in names:
+            raise ConfigError(
+                f"model.events.{path}.{key} is not a field of {type(config).__name__}; "
+                f"known keys: {', '.join(names)}"
+            )
+        nested = dataclasses.is_dataclass(getattr(config, key))
+        values[key] = _replace(getattr(config, key), value, f"{path}.{key}") if nested else value
+    return dataclasses.replace(config, **values)
+
+
+class TowerLayer(nn.Module):
+    """One layer of one event type: personalize, attend, pool; each only where CompSkip wants it."""
+
+    def __init__(
+        self, config: TowerConfig, model: KunlunConfig, context: int, max_len: int, layer: int
+    ) -> None:
+        super().__init__()
+        depth = min(config.layers or model.layers, model.layers)
+        is_global = not model.comp_skip or layer % 2 == 0
+        is_local = not model.comp_skip or layer % 2 == 1
+        is_last = layer == depth - 1
+        self.pooling_first = model.order == "pooling_first"
+        updates = not (self.pooling_first and is_last)  # nobody would read the last update
+        self.ffn: PersonalizedFFN | PlainFFN | None = None
+        if updates and is_global and config.ffn.kind == "gdpa":
+            self.ffn = PersonalizedFFN(
+                config.dim, config.heads, max_len, context, model.dim, config.ffn
+            )
+        elif updates and is_global and config.ffn.kind == "plain":
+            self.ffn = PlainFFN(config.dim, config.ffn.rows)
+        self.attention = (
+            SlidingWindowAttention(config.dim, config.heads, max_len, config.window)
+            if updates and is_local and config.attention == "window"
+            else None
+        )
+        # a tower that ends on a local layer pools once more, or its last update would be lost
+        self.pooling = (
+            SeedPooling(config.dim, config.heads, model.dim, config.pooling)
+            if is_global or is_last
+            else None
+        )
+
+    def forward(
+        self, s: Jagged, angle: Tensor | None, x_sum: Tensor, summary: Tensor | None
+    ) -> tuple[Jagged, Tensor | None]:
+        """s [L, d_e], x_sum [R, n_sum, D], summary of the layer before -> (s', summary')."""
+        if self.pooling_first and self.pooling is not None:
+            summary = self.pooling(s, angle)
+        if self.ffn is not None:
+            s = self.ffn(s, x_sum)
+        if self.attention is not None:
+            s = self.attention(s, angle)
+        if not self.pooling_first and self.pooling is not None:
+            summary = self.pooling(s, angle)
+        return s, summary
+
+
+class KunlunLayer(nn.Module):
+    """Transformer block per event type, then one interaction block (paper 4.1)."""
+
+    def __init__(
+        self, config: KunlunConfig, towers: dict[str, TowerConfig], max_len: dict[str, int],
+        tokens: int, shared: int, layer: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.weight_generation = WeightGeneration(
+            tokens, config.n_sum, config.dim, gate=config.gate
+        )
+        alive = {k: t for k, t in towers.items() if layer < (t.layers or config.layers)}
+        self.user_weight_generation = (
+            WeightGeneration(shared, config.n_sum, config.dim, gate=config.gate)
+            if config.user_only and alive
+            else None
+        )
+        self.tower = nn.ModuleDict(
+            {k: TowerLayer(t, config, config.n_sum, max_len[k], layer) for k, t in alive.items()}
+        )
+        n_out = config.n_sum + sum(t.pooling.tokens for t in towers.values())
+        self.interaction = GlobalInteraction(n_out, config.dim, layer, config.interaction)
+
+    def forward(
+        self, x: Tensor, x_user: Tensor | None, events: dict[str, Jagged],
+        angles: dict[str, Tensor | None], summaries: dict[str, Tensor], request: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """x [B, N, D] -> x' [B, n_sum + sum of summary tokens, D]; updates events, summaries."""
+        x_sum = self.weight_generation(x)
+        context = x_sum
+        if self.user_weight_generation is not None:
+            context = self.user_weight_generation(x_user)
+        for kind, tower in self.tower.items():
+            events[kind], summaries[kind] = tower(
+                events[kind], angles[kind], context, summaries.get(kind)
+            )
+        pooled = [h if request is None else h[request] for h in summaries.values()]
+        out: Tensor = self.interaction(torch.cat([x_sum, *pooled], dim=1))
+        return out
+
+
+class KunlunBackbone(nn.Module):
+    """tokens [B, N, D], events, request int64 [B] or None -> X^(L) [B, N', D]; a pure function.
+
+    With `request`, events belong to R <= B requests. They are expanded to the rows, unless
+    `user_only`: then the towers run once per request and only their summaries are gathered.
+    """
+
+    def __init__(
+        self, config: KunlunConfig, towers: dict[str, TowerConfig], max_len: dict[str, int],
+        item_tokens: list[bool],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.user_only = config.user_only
+        self.history = {k: t.history or max_len[k] for k, t in towers.items()}
+        self.rote = nn.ModuleDict({k: Rote(t.dim // t.heads, t.time) for k, t in towers.items()})
+        shared = [i for i, of_item in enumerate(item_tokens) if not of_item]
+        self.register_buffer("shared", torch.tensor(shared), persistent=False)
+        self.tokens = config.n_sum + sum(t.pooling.tokens for t in towers.values())
+        self.layers = nn.ModuleList(
+            KunlunLayer(
+                config, towers, self.history, self.tokens if i else len(item_tokens), len(shared), i
+            )
+            for i in range(config.layers)
+        )
+
+    def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
+        """See the class."""
+        x_user = None
+        if self.user_only:
+            x_user = tokens[:, self.shared]
+            if request is not None:  # all rows of a request agree on them: take any one
+                requests = int(next(iter(events.values()))[0].n) if events else 0
+                row = torch.arange(len(request), device=request.device)
+                x_user = x_user[row.new_zeros(requests).scatter_(0, request, row)]
+        elif request is not None:
+            events = {k: _expand(s, age, request) for k, (s, age) in events.items()}
+            request = None
+        sequences, angles = {}, {}
+        for kind, (s, age) in events.items():
+            s, age = _newest(s, age, self.history[kind])
+            sequences[kind], angles[kind] = s, self.rote[kind](s, age)
+        x, summaries = tokens, dict[str, Tensor]()
+        for layer in self.layers:
+            x = layer(x, x_user, sequences, angles, summaries, request)
+        return x
+
+
+def _expand(s: Jagged, age: Tensor, request: Tensor) -> tuple[Jagged, Tensor]:
+    """Every row its own copy of its request's events."""
+    packed = s.select(request)
+    return packed, s.with_values(age).select(request).values
+
+
+def _newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
+    """Keep the last `history` events of every sequence."""
+    if history >= s.max_len:
+        return s, age
+    behind = s.offsets.long()[1:][s.segments] - torch.arange(len(age), device=age.device)
+    keep = behind <= history
+    offsets = torch.zeros_like(s.offsets)
+    torch.cumsum(s.lengths.clamp(max=history), 0, out=offsets[1:])
+    return Jagged(s.values[keep], offsets, history), age[keep]
+
+
+class Kunlun(nn.Module):
+    """Batch -> logits float32 [B, tasks], one head a task."""
+
+    def __init__(self, schema: Schema, config: KunlunConfig) -> None:
+        super().__init__()
+        self.schema, self.config = schema, config
+        towers = config.towers(schema)
+        self.embedding = FeatureEmbedding(schema, config.dim, {k: t.dim for k, t in towers.items()})
+        max_len = {k: schema.events[k].max_len for k in towers}
+        self.backbone = KunlunBackbone(config, towers, max_len, self.embedding.item_tokens)
+        self.head = Head(self.backbone.tokens, config.dim, config.head_hidden, len(schema.tasks))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[B, tasks], before the sigmoid."""
+        tokens, events = self.embedding(batch)
+        logits: Tensor = self.head(self.backbone(tokens, events, batch.request))
+        return logits
