@@ -1,0 +1,25 @@
+"""The operators: what the model computes on packed sequences, one folder each.
+
+Open an operator's `__init__` for its meaning, `reference` for the slow float64 truth the tests
+use, `portable` for what runs. Importing this room registers the operators with torch (namespace
+"kunlun") and compiles nothing.
+"""
+
+from kunlun.ops.dispatch import Choice, choose
+from kunlun.ops.gdpa import gdpa
+from kunlun.ops.jagged import Jagged
+from kunlun.ops.rotary import rotary
+from kunlun.ops.seed_attention import seed_attention
+from kunlun.ops.sum_kron import sum_kron
+from kunlun.ops.window_attention import window_attention
+
+__all__ = [
+    "Choice",
+    "Jagged",
+    "choose",
+    "gdpa",
+    "rotary",
+    "seed_attention",
+    "sum_kron",
+    "window_attention",
+]

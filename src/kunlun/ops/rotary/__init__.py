@@ -1,0 +1,46 @@
+"""Rotary encoding: every pair of channels is turned by an angle of its row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kunlun.errors import ShapeError
+from kunlun.ops.checks import check_rows
+from kunlun.ops.rotary import portable
+
+
+def rotary(x: Tensor, angle: Tensor) -> Tensor:
+    """Turns channels (2i, 2i + 1) of each row by angle[i], alike in every head.
+
+    The scalar product of two rotated rows depends on the difference of their angles only, which
+    is how queries and keys learn about positions or times (rotary temporal embedding, paper
+    4.3.2; the angles are the caller's).
+
+    Cost: 3 * L * H * D element-wise operations, not counted as FLOPs; reads x and writes the
+    result once, 2 * L * H * D elements.
+
+    Args:
+        x: [L, H, D] packed rows, D even.
+        angle: [L, D/2] in radians, float32 or float64 also where x is bfloat16 (large angles
+            lose all meaning in half precision).
+
+    Returns: [L, H, D] in x's dtype.
+
+    Raises:
+        ShapeError: an argument that does not fit, by name.
+
+    Example:
+        >>> import math, torch
+        >>> from kunlun.ops import rotary
+        >>> rotary(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[math.pi / 2]])).round()
+        tensor([[[-0., 1.]]])
+    """
+    check_rows("x", x)
+    check_rows("angle", angle, "L, D/2")
+    if x.shape[2] % 2:
+        raise ShapeError(f"x: width {x.shape[2]} is odd; rotation needs pairs")
+    if angle.shape != (x.shape[0], x.shape[2] // 2):
+        raise ShapeError(
+            f"angle: expected [{x.shape[0]}, {x.shape[2] // 2}], got shape {list(angle.shape)}"
+        )
+    return portable.forward(x, angle)

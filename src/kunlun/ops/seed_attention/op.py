@@ -1,0 +1,74 @@
+"""Registration with torch: schema, shapes for tracing, gradient, FLOPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kunlun.ops import flops
+from kunlun.ops.checks import read_offsets
+from kunlun.ops.seed_attention import portable
+from kunlun.ops.tiles import compute_dtype
+
+
+@torch.library.custom_op("kunlun::seed_attention", mutates_args=())
+def seed_attention_op(
+    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The result and the natural log-sum-exp [n, S, H] (0 for an empty sequence)."""
+    return portable.forward(seeds, k, v, read_offsets("offsets", offsets, k.shape[0]), scale)
+
+
+@torch.library.custom_op("kunlun::seed_attention_backward", mutates_args=())
+def seed_attention_backward_op(
+    grad: Tensor,
+    seeds: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = read_offsets("offsets", offsets, k.shape[0])
+    return portable.backward(grad, seeds, k, v, out, lse, rows, scale)
+
+
+@seed_attention_op.register_fake
+def _(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    n, (s, heads, width) = offsets.shape[0] - 1, seeds.shape
+    lse = k.new_empty((n, s, heads), dtype=compute_dtype(k.dtype))
+    return k.new_empty((n, s, heads, width)), lse
+
+
+@seed_attention_backward_op.register_fake
+def _(
+    grad: Tensor, seeds: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return seeds.new_empty(seeds.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    seeds, k, v, offsets, ctx.scale = inputs
+    ctx.save_for_backward(seeds, k, v, *output, offsets)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    return *seed_attention_backward_op(grad, *ctx.saved_tensors, ctx.scale), None, None
+
+
+seed_attention_op.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.kunlun.seed_attention, get_raw=True)
+def _(seeds: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    return flops.seed_attention_flops(k.shape[0], *seeds.shape)
+
+
+@register_flop_formula(torch.ops.kunlun.seed_attention_backward, get_raw=True)
+def _(grad: Tensor, seeds: Tensor, k: Tensor, *_: Any, **__: Any) -> int:
+    return flops.seed_attention_backward_flops(k.shape[0], *seeds.shape)

@@ -1,0 +1,106 @@
+"""Registration with torch: schema, shapes for tracing, gradient, FLOPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kunlun.ops import flops
+from kunlun.ops.checks import known_lengths, read_offsets
+from kunlun.ops.tiles import compute_dtype
+from kunlun.ops.window_attention import portable
+
+
+@torch.library.custom_op("kunlun::window_attention", mutates_args=())
+def window_attention_op(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The result and the natural log-sum-exp [L, H] of each row's scores."""
+    rows = read_offsets("offsets", offsets, q.shape[0])
+    return portable.forward(q, k, v, rows, window, causal, scale)
+
+
+@torch.library.custom_op("kunlun::window_attention_backward", mutates_args=())
+def window_attention_backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    window: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = read_offsets("offsets", offsets, q.shape[0])
+    return portable.backward(grad, q, k, v, out, lse, rows, window, causal, scale)
+
+
+@window_attention_op.register_fake
+def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=compute_dtype(q.dtype))
+
+
+@window_attention_backward_op.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, offsets, *ctx.settings = inputs
+    ctx.save_for_backward(q, k, v, *output, offsets)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    dq, dk, dv = window_attention_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
+    return dq, dk, dv, None, None, None, None
+
+
+window_attention_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _pairs(q: Tensor, offsets: Tensor, window: int, causal: bool) -> float:
+    lengths = known_lengths(offsets)
+    if lengths is not None:
+        return sum(flops.window_pairs(n, window, causal) for n in lengths)
+    # Traced without values: as if every sequence had the average length.
+    n = max(offsets.shape[0] - 1, 1)
+    return n * flops.window_pairs(q.shape[0] // n, window, causal)
+
+
+@register_flop_formula(torch.ops.kunlun.window_attention, get_raw=True)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    window: int,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = _pairs(q, offsets, window, causal)
+    return flops.window_attention_flops(pairs, q.shape[1], q.shape[2])
+
+
+@register_flop_formula(torch.ops.kunlun.window_attention_backward, get_raw=True)
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    window: int,
+    causal: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    pairs = _pairs(q, offsets, window, causal)
+    return flops.window_attention_backward_flops(pairs, q.shape[1], q.shape[2])

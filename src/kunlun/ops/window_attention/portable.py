@@ -1,0 +1,166 @@
+"""Windowed softmax attention with torch alone: O(L * window) time and memory, on any device.
+
+A tile holds samples of one length; it is walked in slices of query rows, each against just the
+keys its band can reach, cut at the sample's ends. So a window wider than the sequences costs
+what full attention costs, and short sequences are one dense block. Only the log-sum-exp of each
+row is kept. Legend: N = G * Hkv products of a tile, R query rows (of all heads that share a key
+head), K key rows of a slice, D width. Scores lie as [N, K, R]: reductions over keys then run
+along whole vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from kunlun.ops.softmax import BANNED, accumulate, max_over_keys, padding_bias
+from kunlun.ops.tiles import (
+    SCORES,
+    Packing,
+    bucket,
+    compute_dtype,
+    fold,
+    group,
+    pack,
+    packed,
+    product,
+    store,
+)
+
+_EXACT = 64  # a padded key has to be masked, which costs more than a smaller tile saves
+_MIN_SLICE, _MAX_SLICE = 64, 128  # query rows; about the window, so that half the keys are used
+
+
+@lru_cache(maxsize=16)
+def _plan(
+    offsets: tuple[int, ...], heads: int, kv_heads: int, window: int, device: torch.device
+) -> tuple[Packing, Packing]:
+    """The tiles of queries and keys. Layers and the backward of one batch share it."""
+    starts = torch.tensor(offsets)
+    lengths = bucket(starts.diff(), exact=_EXACT)
+    some = (lengths > 0).nonzero().flatten()
+    groups = []
+    for length, samples in group(lengths[some]):
+        rows = min(length, _slice_rows(window))
+        scores = heads * rows * min(length, rows + 2 * window)
+        groups.append((some[samples], length, max(1, SCORES // scores)))
+    queries = pack(starts, heads, groups, device)
+    if kv_heads == heads:
+        return queries, queries
+    return queries, pack(starts, kv_heads, groups, device)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: tuple[int, ...],
+    window: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """([L, H, D], natural log-sum-exp [L, H] in the dtype we compute in)."""
+    heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
+    to_q, to_kv = _plan(offsets, heads, kv_heads, window, q.device)
+    q_rows, k_rows, v_rows = packed(q), packed(k), packed(v)
+    out, lse = to_q.buffer(q, q.shape[2]), to_q.buffer(q, 1)
+    for q_tile, kv_tile in zip(to_q.tiles, to_kv.tiles, strict=True):
+        queries, into, lse_into = q_tile.load(q_rows), q_tile.slot(out), q_tile.slot(lse)
+        keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
+        bias = padding_bias(kv_tile, keys)
+        for part, reach in _slices(q_tile.length, window, causal):
+            scores = product(keys[:, reach], fold(queries, part, share).mT, scale)
+            _mask_(scores, part, reach, window, causal, bias)
+            top = max_over_keys(scores)
+            scores.sub_(top).exp_()
+            total = scores.sum(1, keepdim=True)
+            store(into, part, share, product(scores.mT, values[:, reach]).div_(total.mT))
+            store(lse_into, part, share, top.add_(total.log_()).mT)
+    wide = q.new_empty(q.shape[:2], dtype=compute_dtype(q.dtype))
+    return to_q.unpack(out, q), to_q.unpack(lse, wide)
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: tuple[int, ...],
+    window: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) from grad [L, H, D]; the weights are made again from the log-sum-exp."""
+    heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
+    to_q, to_kv = _plan(offsets, heads, kv_heads, window, q.device)
+    delta = (grad.to(lse.dtype) * out).sum(-1, keepdim=True)
+    q_rows, k_rows, v_rows, grad_rows = packed(q), packed(k), packed(v), packed(grad)
+    lse_rows, delta_rows = lse.reshape(-1, 1), delta.reshape(-1, 1)
+    dq, dk, dv = (p.buffer(q, q.shape[2]) for p in (to_q, to_kv, to_kv))
+    for q_tile, kv_tile in zip(to_q.tiles, to_kv.tiles, strict=True):
+        queries, row_lse = q_tile.load(q_rows), q_tile.load(lse_rows)
+        # Zero gradients silence padded queries, whatever row they repeat.
+        grads, row_delta = (q_tile.load(x, zero_padding=True) for x in (grad_rows, delta_rows))
+        keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
+        bias = padding_bias(kv_tile, keys)
+        dq_tile, dk_tile, dv_tile = q_tile.slot(dq), kv_tile.slot(dk), kv_tile.slot(dv)
+        done = 0  # key rows that have received their first contribution
+        for part, reach in _slices(q_tile.length, window, causal):
+            q_part, grad_part = fold(queries, part, share), fold(grads, part, share)
+            weights = product(keys[:, reach], q_part.mT, scale)
+            _mask_(weights, part, reach, window, causal, bias)
+            weights.sub_(fold(row_lse, part, share).mT).exp_()
+            slope = product(values[:, reach], grad_part.mT)
+            slope.sub_(fold(row_delta, part, share).mT).mul_(weights)
+            store(dq_tile, part, share, product(slope.mT, keys[:, reach], scale))
+            accumulate(dk_tile, reach, done, product(slope, q_part, scale))
+            accumulate(dv_tile, reach, done, product(weights, grad_part))
+            done = reach.stop
+    return to_q.unpack(dq, q), to_kv.unpack(dk, k), to_kv.unpack(dv, v)
+
+
+def _slice_rows(window: int) -> int:
+    return min(max(window, _MIN_SLICE), _MAX_SLICE)
+
+
+def _slices(length: int, window: int, causal: bool) -> Iterator[tuple[slice, slice]]:
+    """(query rows, key rows they reach), covering every query row and every key row."""
+    step = _slice_rows(window)
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        last = stop if causal else min(stop + window, length)
+        yield slice(start, stop), slice(max(start - window, 0), last)
+
+
+def _mask_(
+    scores: Tensor,
+    part: slice,
+    reach: slice,
+    window: int,
+    causal: bool,
+    bias: Tensor | None,
+) -> None:
+    """Bans what lies outside the band or the sample, in scores [N, K, R]."""
+    rows, keys = part.stop - part.start, reach.stop - reach.start
+    if causal or rows - 1 + part.start - reach.start > window or keys - 1 > window:
+        band = _band(rows, keys, part.start - reach.start, window, causal, scores.device)
+        scores.view(len(scores), keys, -1, rows).add_(band.to(scores.dtype))
+    if bias is not None:
+        scores.add_(bias[:, reach])
+
+
+@lru_cache(maxsize=256)
+def _band(
+    rows: int, keys: int, shift: int, window: int, causal: bool, device: torch.device
+) -> Tensor:
+    """[K, 1, R]: 0 inside the band, else BANNED; query row i stands at key row i + shift."""
+    distance = torch.arange(keys)[:, None] - torch.arange(rows)[None, :] - shift
+    outside = distance.abs() > window
+    if causal:
+        outside |= distance > 0
+    return torch.zeros(keys, rows).masked_fill_(outside, BANNED)[:, None].to(device)
