@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,6 @@ from kunlun.config import Config
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm, rms_norm
 from kunlun.ops import gdpa
-from kunlun.ops.activations import ACTIVATIONS
 from kunlun.ops.jagged import Jagged
 
 START_RATIO = 0.3  # rms(GDPA) / rms(query) at step 0, whatever the scale
@@ -56,35 +54,33 @@ class PersonalizedFFN(nn.Module):
         self.expand = nn.Parameter(torch.randn(config.rows, n_sum) / n_sum**0.5)
         self.key = nn.Parameter(torch.randn(context, dim) / context**0.5)
         self.value = nn.Parameter(torch.randn(context, dim) / context**0.5)
-        self.gain = nn.Parameter(self._starting_gain())
+        self.gain = nn.Parameter(torch.ones(heads))
+        self._start_alive(n_sum, context)
 
-    def _starting_gain(self) -> Tensor:
-        """[H]: START_RATIO over the rms that act(N(0, d_h) * scale) summed over n_kv rows has."""
-        names = self.config.activation
-        names = [names] * self.heads if isinstance(names, str) else names
-        z = torch.linspace(-6, 6, 2001, dtype=torch.float64)
-        density = torch.exp(-z * z / 2)
-        score = z * math.sqrt(self.head_dim) * self.scale
-        rms = [
-            math.sqrt((ACTIVATIONS[n].formula(score) ** 2 * density).sum() / density.sum())
-            for n in names
-        ]
-        size = torch.tensor(rms) * math.sqrt(self.config.rows) * abs(self.config.out_scale)
-        return (START_RATIO / size).float()
+    @torch.no_grad()
+    def _start_alive(self, n_sum: int, context: int, samples: int = 32) -> None:
+        """Set the gain from one random batch: no formula covers every activation and rank."""
+        queries = torch.randn(samples * 16, self.heads * self.head_dim)
+        offsets = torch.arange(samples + 1) * 16
+        y = self._gdpa(layer_norm(queries), torch.randn(samples, n_sum, context), offsets)
+        self.gain.mul_(START_RATIO / y.square().mean((0, 2)).sqrt().clamp(min=1e-12))
+
+    def _gdpa(self, u: Tensor, x_sum: Tensor, offsets: Tensor) -> Tensor:
+        """u [L, d_e], x_sum [n, n_sum, d] -> [L, H, d_h]."""
+        rows = rms_norm(torch.matmul(self.expand, x_sum))
+        shape = (-1, self.heads, self.head_dim)
+        k = torch.matmul(rows, self.key).view(shape)
+        v = torch.matmul(rows, self.value).view(shape) * self.gain[:, None].to(k.dtype)
+        kv_offsets = torch.arange(len(offsets), device=offsets.device) * self.config.rows
+        return gdpa(
+            u.to(k.dtype).view(shape), k, v, offsets, kv_offsets,
+            activation=self.config.activation, scale=self.scale, out_scale=self.config.out_scale,
+        )  # fmt: skip
 
     def forward(self, s: Jagged, x_sum: Tensor) -> Jagged:
         """s [L, d_e] over n sequences, x_sum [n, n_sum, d] -> Jagged [L, d_e]."""
-        n, heads, width = s.n, self.heads, self.head_dim
-        rows = rms_norm(torch.matmul(self.expand, x_sum))
-        k = torch.matmul(rows, self.key).view(-1, heads, width)
-        v = torch.matmul(rows, self.value).view(-1, heads, width) * self.gain[:, None]
-        k, v = k.to(rows.dtype), v.to(rows.dtype)
-        kv_offsets = torch.arange(n + 1, device=s.offsets.device) * self.config.rows
         u = layer_norm(s.values) if self.config.norm == "sandwich" else s.values
-        y = gdpa(
-            u.to(k.dtype).view(-1, heads, width), k, v, s.offsets, kv_offsets,
-            activation=self.config.activation, scale=self.scale, out_scale=self.config.out_scale,
-        ).view_as(u)  # fmt: skip
+        y = self._gdpa(u, x_sum, s.offsets).view_as(u)
         if self.config.norm == "bare":
             return s.with_values(s.values + y)
         return s.with_values(s.values + rms_norm(u + y))

@@ -162,13 +162,14 @@ class KunlunLayer(nn.Module):
             tokens, config.n_sum, config.dim, gate=config.gate
         )
         alive = {k: t for k, t in towers.items() if layer < (t.layers or config.layers)}
-        self.user_weight_generation = (
-            WeightGeneration(shared, config.n_sum, config.dim, gate=config.gate)
-            if config.user_only and alive
-            else None
-        )
         self.tower = nn.ModuleDict(
             {k: TowerLayer(t, config, config.n_sum, max_len[k], layer) for k, t in alive.items()}
+        )
+        personalized = any(isinstance(t.ffn, PersonalizedFFN) for t in self.tower.values())
+        self.user_weight_generation = (
+            WeightGeneration(shared, config.n_sum, config.dim, gate=config.gate)
+            if config.user_only and personalized
+            else None
         )
         n_out = config.n_sum + sum(t.pooling.tokens for t in towers.values())
         self.interaction = GlobalInteraction(n_out, config.dim, layer, config.interaction)
