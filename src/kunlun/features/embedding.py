@@ -87,6 +87,8 @@ class FeatureEmbedding(nn.Module):
     FLOPs: 2 B D sum of field widths; per event type 2 L d_e (inputs + d_e).
     """
 
+    order: Tensor  # int64 [N], fields sorted by width -> schema order
+
     def __init__(self, schema: Schema, dim: int, event_dims: dict[str, int]) -> None:
         super().__init__()
         self.schema = schema
@@ -168,7 +170,8 @@ class FeatureEmbedding(nn.Module):
     def flops(self, rows: int, events: dict[str, int]) -> int:
         """Forward FLOPs for `rows` samples and that many events of each type."""
         maps = sum(2 * rows * weight.numel() for weight in self.maps.values())
-        return maps + sum(m.flops(events[k]) for k, m in self.event_mlp.items())  # type: ignore[operator, misc]
+        mlps = [(m, events[k]) for k, m in self.event_mlp.items() if isinstance(m, MLP)]
+        return maps + sum(mlp.flops(count) for mlp, count in mlps)
 
 
 class _Lookups:

@@ -78,6 +78,9 @@ class GlobalInteraction(nn.Module):
     of M on odd ones, so that tokens that were apart in one layer meet in the next.
     """
 
+    order: Tensor  # int64 [N], tokens sorted by expert
+    back: Tensor  # int64 [N], its inverse
+
     def __init__(self, tokens: int, dim: int, layer: int, config: InteractionConfig) -> None:
         super().__init__()
         m = config.experts
@@ -101,4 +104,4 @@ class GlobalInteraction(nn.Module):
 
     def flops(self, rows: int) -> int:
         """Forward FLOPs for `rows` samples."""
-        return sum(expert.flops(rows) for expert in self.experts)  # type: ignore[operator, misc]
+        return sum(expert.flops(rows) for expert in self.experts if isinstance(expert, WukongLayer))

@@ -32,6 +32,8 @@ class Rote(nn.Module):
     history was cut off. phi starts at 2 pi 4^-i and is learned. Config: head width must be even.
     """
 
+    theta: Tensor  # [d_h / 2]
+
     def __init__(self, head_dim: int, config: RoteConfig) -> None:
         super().__init__()
         if head_dim % 2:

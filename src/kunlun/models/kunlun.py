@@ -199,6 +199,8 @@ class KunlunBackbone(nn.Module):
     `user_only`: then the towers run once per request and only their summaries are gathered.
     """
 
+    shared: Tensor  # int64, context tokens the candidate has no part in
+
     def __init__(
         self, config: KunlunConfig, towers: dict[str, TowerConfig], max_len: dict[str, int],
         item_tokens: list[bool],
