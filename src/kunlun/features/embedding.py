@@ -171,7 +171,7 @@ class FeatureEmbedding(nn.Module):
         """Forward FLOPs for `rows` samples and that many events of each type."""
         maps = sum(2 * rows * weight.numel() for weight in self.maps.values())
         mlps = [(m, events[k]) for k, m in self.event_mlp.items() if isinstance(m, MLP)]
-        return maps + sum(mlp.flops(count) for mlp, count in mlps)
+        return int(maps + sum(mlp.flops(count) for mlp, count in mlps))
 
 
 class _Lookups:
