@@ -1,0 +1,45 @@
+"""Exponential average of the dense weights; the tables are left alone (too large, too sparse)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class Average:
+    """average = decay * average + (1 - decay) * weight, once a step; decay=None does nothing."""
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float | None) -> None:
+        self.decay = decay
+        self.weights = dict(weights) if decay is not None else {}
+        self.means = {name: w.detach().clone() for name, w in self.weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights after an optimizer step."""
+        if self.decay is not None:
+            means, weights = list(self.means.values()), list(self.weights.values())
+            torch._foreach_lerp_(means, weights, 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights."""
+        own = {name: w.detach().clone() for name, w in self.weights.items()}
+        self._copy(self.means)
+        try:
+            yield
+        finally:
+            self._copy(own)
+
+    def load(self, means: dict[str, Tensor]) -> None:
+        """Continue from saved averages."""
+        for name, mean in means.items():
+            self.means[name].copy_(mean)
+
+    @torch.no_grad()
+    def _copy(self, values: dict[str, Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])

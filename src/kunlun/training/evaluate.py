@@ -1,0 +1,173 @@
+"""Score a trained run on a split: metrics, slices, and how far from the best possible."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kunlun.errors import RunError
+from kunlun.features.schema import Schema
+from kunlun.metrics.ne import cross_entropy, entropy
+from kunlun.models import flops, io
+from kunlun.training import environment, predictions, rundir, source
+from kunlun.training.config import TrainConfig
+from kunlun.training.runlog import write_json
+from kunlun.training.scoring import Scored, score
+from kunlun.training.slices import slices
+
+
+def evaluate(
+    run: Path | str,
+    data: str | None = None,
+    split: str = "test",
+    *,
+    dataset: Any = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Metrics of the run's best model; written to evaluation.json and predictions/SPLIT.parquet.
+
+    data: another dataset directory (prepared with `--like`), default the run's own; its results go
+    to evaluation_NAME.json and predictions/NAME_SPLIT.parquet, beside the run's own.
+    Returns data, split, tasks {task: metrics}, slices, calibration {task: bins}, flops.
+    Raises RunError: no run, no model, or data that the model cannot read.
+    """
+    run = Path(run)
+    model, settings, dataset = _open(run, data, dataset, device)
+    scored = _score(model, dataset, split, settings)
+    tasks = dataset.schema.tasks
+    metrics = scored.metrics(tasks)
+    found: dict[str, Any] = {
+        "data": data if data is not None else rundir.config_of(run).data,
+        "split": split,
+        "tasks": metrics.compute(),
+        "slices": slices(scored, tasks),
+        "calibration": metrics.calibration_bins(),
+        "flops": _flops(model, dataset, split, settings),
+    }
+    for task, truth in _truths(dataset, split).items():
+        found["tasks"][task] |= _against_truth(scored, tasks.index(task), truth)
+    tag = f"{Path(data).name}_" if data is not None else ""
+    write_json(run / (f"evaluation_{Path(data).name}.json" if data else "evaluation.json"), found)
+    predictions.write(scored, tasks, run / "predictions" / f"{tag}{split}.parquet")
+    return found
+
+
+def predict(
+    run: Path | str,
+    data: str | None = None,
+    out: Path | None = None,
+    split: str = "test",
+    *,
+    dataset: Any = None,
+    device: str | None = None,
+) -> Path:
+    """Write the probabilities of every row, labelled or not, as Parquet; returns its path.
+
+    out: default RUN/predictions/SPLIT.parquet. Columns: see kunlun.training.predictions.
+    """
+    run = Path(run)
+    model, settings, dataset = _open(run, data, dataset, device)
+    file = out if out is not None else run / "predictions" / f"{split}.parquet"
+    tasks: list[str] = model.schema.tasks  # type: ignore[union-attr, assignment]
+    predictions.write(_score(model, dataset, split, settings), tasks, file)
+    return file
+
+
+def _open(
+    run: Path, data: str | None, dataset: Any, device: str | None
+) -> tuple[nn.Module, TrainConfig, Any]:
+    """The run's model on its device, its settings, and data it can read."""
+    config = rundir.config_of(run)
+    if not (run / "model" / "config.json").is_file():
+        raise RunError(f"{run}: no model yet; go on with `kunlun train {run} --resume`")
+    model = io.load(run / "model").to(environment.pick_device(device or config.train.device))
+    if dataset is None:
+        dataset = source.open_data(data if data is not None else config.data)
+    schema: Schema = model.schema  # type: ignore[assignment]
+    differences = schema_differences(schema, dataset.schema)
+    if not differences:
+        differences = _encoder_differences(run, dataset)
+    if differences:
+        raise RunError(
+            f"{run}: its model cannot read these data: {'; '.join(differences[:3])}; "
+            "prepare them with `kunlun data prepare SCHEMA --out DIR --like` the run's dataset"
+        )
+    return model, config.train, dataset
+
+
+def _score(model: nn.Module, dataset: Any, split: str, settings: TrainConfig) -> Scored:
+    device = next(model.parameters()).device
+    loader = source.make_loader(dataset, split, settings)
+    tasks = len(model.schema.tasks)  # type: ignore[union-attr, arg-type]
+    return score(model, loader, device, tasks=tasks, bf16=settings.precision == "bf16")
+
+
+def schema_differences(model: Schema, data: Schema) -> list[str]:
+    """What of the data is not as the model was trained on, one short text each; [] if it fits."""
+    found = []
+    if model.tasks != data.tasks:
+        found.append(f"labels are {data.tasks}, the model has {model.tasks}")
+    ours, theirs = _columns(model), _columns(data)
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            found.append(f"{name} is {theirs.get(name)}, the model has {ours.get(name)}")
+    return sorted(found)
+
+
+def _columns(schema: Schema) -> dict[str, Any]:
+    """Every input with its kind and, for ids, the size and width of its table."""
+    found: dict[str, Any] = {"order of numbers": schema.numeric}
+    groups = {"": schema.inputs, **{f"{k}.": schema.event_inputs(k) for k in schema.events}}
+    for prefix, inputs in groups.items():
+        for entry in inputs:
+            size = None if entry.kind == "numeric" else schema.table_sizes[entry.table]
+            found[prefix + entry.name] = (entry.kind, size)
+    for kind, event in schema.events.items():
+        found[f"events.{kind}.max_len"] = event.max_len
+    return found
+
+
+def _encoder_differences(run: Path, dataset: Any) -> list[str]:
+    """Vocabularies of equal size may still hold other values: compare the hashes at hand."""
+    file = run / "env.json"
+    old = json.loads(file.read_text()).get("data", {}).get("encoders") if file.is_file() else None
+    new = dataset.manifest.get("encoders")
+    if old is None or new is None or old == new:
+        return []
+    return ["its encoders (vocabularies, transforms) are not those of the training data"]
+
+
+def _truths(dataset: Any, split: str) -> dict[str, torch.Tensor]:
+    """Task -> true probability of every row, for synthetic data."""
+    tasks = [t for t, label in dataset.schema.labels.items() if label.truth is not None]
+    return {t: torch.from_numpy(dataset.column(split, f"truth.{t}")).double() for t in tasks}
+
+
+def _against_truth(scored: Scored, task: int, truth: torch.Tensor) -> dict[str, float | None]:
+    """expected_ne: NE with labels replaced by their probability (no label noise). floor_ne: that of
+    the truth itself; no model can be lower."""
+    known = ~torch.isnan(scored.labels[:, task]) & ~torch.isnan(truth)
+    p, w = truth[known], scored.weights[known].double()
+    if not len(p):
+        return {"expected_ne": None, "floor_ne": None}
+    mass = w.sum()
+    base = entropy(float((p * w).sum() / mass))
+    loss = (cross_entropy(scored.logits[known, task], p) * w).sum() / mass
+    floor = (cross_entropy(torch.logit(p), p) * w).sum() / mass
+    return {"expected_ne": float(loss) / base, "floor_ne": float(floor) / base}
+
+
+def _flops(
+    model: nn.Module, dataset: Any, split: str, settings: TrainConfig
+) -> list[dict[str, Any]]:
+    """Forward FLOPs per sample by module, at the history lengths of the first batch."""
+    batch = next(iter(source.make_loader(dataset, split, settings)), None)
+    try:
+        rows = flops.count(model, flops.lengths_of(batch)) if batch is not None else []
+    except TypeError:  # a model without formulas
+        rows = []
+    return [{"module": r.module, "parameters": r.parameters, "flops": r.flops} for r in rows]

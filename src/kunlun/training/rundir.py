@@ -1,0 +1,76 @@
+"""The directory of a run: opening a new one, resuming an old one, and finding its parts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kunlun.config import parse, read_yaml, write_yaml
+from kunlun.errors import RunError
+from kunlun.training import checkpoint
+from kunlun.training.config import RunConfig
+
+# keys that may differ when a run goes on: none of them changes a number
+FREE = {"train.workers", "train.device", "train.keep_checkpoints", "train.checkpoint_every"}
+PARTS = ("checkpoints", "model", "predictions")  # what a run started over must not inherit
+
+
+def prepare(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
+    """Make the directory and write config.yaml; the checkpoint to resume from, or None.
+
+    Raises RunError: the run exists and neither resume nor overwrite is wanted, or it is resumed
+    with another configuration.
+    """
+    written = run / "config.yaml"
+    if written.exists() and not resume and not overwrite:
+        raise RunError(f"{run} exists; go on with --resume, or choose another name=")
+    place = None
+    if written.exists() and resume:
+        _same(parse(RunConfig, read_yaml(written), str(written)), config, run)
+        found = checkpoint.complete(run / "checkpoints")
+        place = found[-1] if found else None
+    if place is None:
+        clear(run)
+    run.mkdir(parents=True, exist_ok=True)
+    write_yaml(written, config.to_dict())
+    return place
+
+
+def clear(run: Path) -> None:
+    """Delete what an earlier run wrote there, and nothing else."""
+    for part in PARTS:
+        shutil.rmtree(run / part, ignore_errors=True)
+    names = ("metrics.jsonl", "summary.json", "evaluation.json", "events.out.tfevents.*")
+    for name in names:
+        for file in run.glob(name):
+            file.unlink()
+
+
+def config_of(run: Path) -> RunConfig:
+    """The configuration of a run. Raises RunError if there is no run there."""
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run directory; runs are kept under runs/")
+    if not (run / "config.yaml").is_file():
+        raise RunError(f"{run}: not a run directory, it has no config.yaml")
+    return parse(RunConfig, read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+
+
+def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
+    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    for key in sorted(before.keys() | after.keys()):
+        if key not in FREE and before.get(key) != after.get(key):
+            raise RunError(
+                f"{run}: cannot resume with {key}={after.get(key)!r}, the run has "
+                f"{before.get(key)!r}; keep it, or start a run with another name="
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,0 +1,66 @@
+"""Where the samples of a run come from: a dataset directory, or the synthetic stream by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from kunlun.errors import ConfigError, RunError
+from kunlun.training.config import TrainConfig
+
+
+def open_data(name: str) -> Any:
+    """The Dataset at a directory, or of `synth:PRESET`, which is generated once and kept.
+
+    Raises RunError if the directory does not exist, ConfigError for an unknown synthetic preset.
+    """
+    from kunlun.data.dataset import Dataset
+
+    place = _synthetic(name.removeprefix("synth:")) if name.startswith("synth:") else Path(name)
+    if not place.is_dir():
+        raise RunError(f"{name}: no such dataset directory; make one with `kunlun data prepare`")
+    return Dataset.open(place)
+
+
+def _synthetic(preset: str) -> Path:
+    """Directory of a synthetic dataset under $KUNLUN_CACHE (default ~/.cache/kunlun)."""
+    from kunlun.data.synthetic import PRESETS, synthesize
+
+    if preset not in PRESETS:
+        raise ConfigError(f"synth:{preset} does not exist; known: {', '.join(PRESETS)}")
+    config = PRESETS[preset]
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+    root = Path(os.environ.get("KUNLUN_CACHE") or Path.home() / ".cache" / "kunlun")
+    place = root / f"synth-{preset}-{mark}"
+    if not place.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        synthesize(config, place)
+    return place
+
+
+def make_loader(dataset: Any, split: str, config: TrainConfig, *, shuffle: bool = False) -> Any:
+    """The Loader of one split; its batches depend on config.seed, never on config.workers."""
+    from kunlun.data.loader import Loader
+
+    return Loader(
+        dataset,
+        split,
+        batch_size=config.batch_size,
+        shuffle=shuffle,
+        seed=config.seed,
+        workers=config.workers,
+    )
+
+
+def fingerprint(dataset: Any) -> dict[str, Any]:
+    """What env.json remembers of the data: where, how many rows, hashes."""
+    manifest = dataset.manifest
+    kept = ("counts", "hashes", "encoders", "time_ranges", "synthetic")
+    return {
+        "path": str(getattr(dataset, "path", "")),
+        **{k: manifest[k] for k in kept if k in manifest},
+    }

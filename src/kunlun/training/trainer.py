@@ -1,0 +1,289 @@
+"""Training: one loop, from the first batch to the evaluated run directory.
+
+    stream of batches -> loss -> gradients -> (finite?) -> two optimizers
+    every so often: validate, keep the best model, checkpoint
+
+Same seed, same run, bit for bit, with any number of workers and after any resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kunlun.errors import DataError
+from kunlun.features.batch import Batch
+from kunlun.metrics import ne
+from kunlun.models import flops, io
+from kunlun.models.head import multi_task_loss
+from kunlun.training import checkpoint, environment, rundir, source
+from kunlun.training.average import Average
+from kunlun.training.config import RunConfig
+from kunlun.training.evaluate import evaluate
+from kunlun.training.guards import check_finite
+from kunlun.training.interrupt import interrupts
+from kunlun.training.optim import Optimizers, learning_rate_factor
+from kunlun.training.progress import Progress
+from kunlun.training.runlog import RunLog, write_json
+from kunlun.training.scoring import mean_ne, score
+
+
+def train(
+    config: RunConfig,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    dataset: Any = None,
+    quiet: bool = False,
+) -> Path:
+    """Train, keep the best model by validation NE, evaluate it on test; returns the run directory.
+
+    out: default runs/<config.name>. resume: go on from the newest whole checkpoint (or start, if
+    there is none); a finished run is returned as it is. dataset: instead of opening config.data.
+    Raises RunError (directory), DataError (no samples), NonFiniteError, and KeyboardInterrupt after
+    Ctrl-C, with a checkpoint written.
+    """
+    run = out if out is not None else Path("runs") / config.name
+    place = rundir.prepare(run, config, resume=resume, overwrite=overwrite)
+    if place is not None and (run / "summary.json").is_file():
+        return run
+    if dataset is None:
+        dataset = source.open_data(config.data)
+    trainer = Trainer(config, run, dataset)
+    step = trainer.restore(place) if place is not None else None
+    with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log, interrupts() as asked:
+        trainer.fit(log, asked)
+        trainer.finish(log)
+    return run
+
+
+class Trainer:
+    """The state of a run in training; `train` drives it."""
+
+    def __init__(self, config: RunConfig, run: Path, dataset: Any) -> None:
+        self.config, self.run, self.dataset = config, run, dataset
+        settings = self.settings = config.train
+        self.device = environment.pick_device(settings.device)
+        self.bf16 = settings.precision == "bf16"
+        torch.manual_seed(settings.seed)
+        self.schema = dataset.schema
+        self.model = io.build(self.schema, config.model, config.name).to(self.device)
+        if settings.compile:
+            self.model.backbone.compile(dynamic=True)  # type: ignore[union-attr]
+        self.optimizers = Optimizers(self.model, settings)
+        self.average = Average(self.optimizers.dense, settings.ema)
+        self.loader = source.make_loader(dataset, "train", settings, shuffle=True)
+        self.validation = source.make_loader(dataset, "valid", settings)
+        if len(self.loader) == 0:
+            raise DataError("the train split has no samples; check split times in schema.yaml")
+        steps = math.ceil(settings.epochs * len(self.loader))
+        self.total = min(steps, settings.max_steps or steps)
+        self.evaluate_every = max(1, round(settings.evaluate_every * len(self.loader)))
+        self.checkpoint_every = settings.checkpoint_every or self.evaluate_every
+        weights = [self.schema.labels[task].weight for task in self.schema.tasks]
+        self.task_weights = torch.tensor(weights, device=self.device)
+        self.progress, self.saved = Progress(), 0
+        self.sums = torch.zeros(len(weights), 4, dtype=torch.float64, device=self.device)
+        dtype = torch.bfloat16 if self.bf16 else torch.float32
+        self.peak = environment.peak_flops(self.device, dtype)
+        about = environment.describe(self.device) | {"peak_flops": self.peak}
+        write_json(run / "env.json", about | {"data": source.fingerprint(dataset)})
+
+    def fit(self, log: RunLog, asked: threading.Event) -> None:
+        """The loop. On Ctrl-C a checkpoint is written and KeyboardInterrupt raised."""
+
+        def stop_if_asked() -> None:
+            if asked.is_set():
+                raise KeyboardInterrupt
+
+        stream = self._stream(asked)
+        try:
+            while True:
+                now = self.progress
+                if now.step and self._due(self.evaluate_every) and now.validated < now.step:
+                    self._validate(log, stop_if_asked)
+                if now.step > self.saved and self._due(self.checkpoint_every):
+                    self.save()
+                if now.step >= self.total or now.stopped:
+                    return
+                started = time.perf_counter()
+                batch = next(stream)
+                waited = time.perf_counter() - started
+                self._step(batch)
+                now.seconds += time.perf_counter() - started
+                now.waited += waited
+                self._log(log)
+                stop_if_asked()
+        except KeyboardInterrupt:
+            log.say(f"interrupted; {self.save()} is written, go on with --resume")
+            raise
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step >= self.total
+
+    def _stream(self, asked: threading.Event) -> Iterator[Batch]:
+        """Batches without end, epoch after epoch; the loader knows how many were consumed."""
+        while True:
+            try:
+                yield from self.loader
+            except RuntimeError:
+                if asked.is_set():  # Ctrl-C reaches loader processes as well and may end them first
+                    raise KeyboardInterrupt from None
+                raise
+            self.progress.epoch += 1
+            self.loader.set_epoch(self.progress.epoch)
+
+    def _step(self, batch: Batch) -> None:
+        """Forward, backward, update, and what the log row will need."""
+        now, batch = self.progress, batch.to(self.device, non_blocking=True)
+        if now.flops is None:
+            now.flops = self._flops(batch)
+        self.model.train()
+        self.optimizers.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.model(batch)
+        loss, _ = multi_task_loss(logits, batch.labels, batch.weights, self.task_weights)
+        loss.backward()
+        norm = self.optimizers.clip()
+        values = check_finite(self.model, batch, loss, norm, now.step + 1, self.run)
+        self.optimizers.step(learning_rate_factor(now.step, self.total, self.settings))
+        self.average.update()
+        self.sums += ne.sums(logits.detach(), batch.labels, batch.weights)
+        now.count(len(batch), *values)
+
+    def _log(self, log: RunLog) -> None:
+        """A row of metrics.jsonl every `log_every` steps, over the steps since the last one."""
+        now = self.progress
+        log.moved(now.step)
+        if now.step % self.settings.log_every and now.step != self.total:
+            return
+        factor = learning_rate_factor(now.step - 1, self.total, self.settings)
+        scores = [ne.normalized_entropy(row) for row in self.sums.tolist()]
+        row = now.close_window()
+        log.write(
+            {
+                "kind": "train",
+                "step": now.step,
+                "epoch": now.step / len(self.loader),
+                "samples": now.samples,
+                "ne": {t: s.value for t, s in zip(self.schema.tasks, scores, strict=True)},
+                "lr": self.settings.lr * factor,
+                "table_lr": self.settings.table_lr * factor,
+                **row,
+                "mfu": self._mfu(row["samples_per_s"]),
+                "seconds": now.seconds,
+            }
+        )
+        self.sums.zero_()
+
+    def _validate(self, log: RunLog, stop_if_asked: Callable[[], None]) -> None:
+        """Score the valid split; keep the model in model/ if its mean NE is the best so far."""
+        now = self.progress
+        with self.average.applied():
+            scored = score(
+                self.model, self.validation, self.device,
+                tasks=len(self.schema.tasks), bf16=self.bf16, after_batch=stop_if_asked,
+            )  # fmt: skip
+            metrics = scored.metrics(self.schema.tasks).compute()
+            value = mean_ne(metrics)
+            better = value is not None and (now.best_ne is None or value < now.best_ne)
+            if better or now.best_ne is None:  # without any NE, the newest model is the best
+                io.save(self.model, self.run / ".writing_model")
+                checkpoint.move_in(self.run / ".writing_model", self.run / "model")
+                now.best_ne, now.best_step, now.valid, now.stale = value, now.step, metrics, 0
+            else:
+                now.stale += 1
+        now.validated = now.step
+        if self.settings.patience is not None and now.stale >= self.settings.patience:
+            now.stopped = f"no better validation NE in {now.stale} validations"
+        if len(scored.labels):
+            log.write({"kind": "valid", "step": now.step, "ne": value, "tasks": metrics})
+
+    def save(self) -> Path:
+        """Write a checkpoint of this very moment."""
+        self.saved = self.progress.step
+        groups = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizers.state_tensors(),
+            "average": self.average.means,
+            "random": checkpoint.random_state(),
+            "train": {"sums": self.sums},
+        }
+        tensors = {f"{g}:{name}": t for g, values in groups.items() for name, t in values.items()}
+        state = {
+            "progress": dataclasses.asdict(self.progress),
+            "loader": self.loader.state_dict(),
+        }
+        folder = self.run / "checkpoints"
+        return checkpoint.save(
+            folder, self.progress.step, tensors, state, self.settings.keep_checkpoints
+        )
+
+    def restore(self, place: Path) -> int:
+        """Continue from a checkpoint; returns its step."""
+        flat, state = checkpoint.load(place)
+        groups: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in flat.items():
+            group, _, name = path.partition(":")
+            groups.setdefault(group, {})[name] = tensor
+        self.model.load_state_dict(groups["model"])
+        self.optimizers.load_state_tensors(groups["optimizer"])
+        self.average.load(groups.get("average", {}))
+        self.sums.copy_(groups["train"]["sums"])
+        self.progress = Progress(**state["progress"])
+        self.saved = self.progress.step
+        self.loader.set_epoch(self.progress.epoch)
+        self.loader.load_state_dict(state["loader"])
+        checkpoint.set_random_state(groups["random"])
+        return self.progress.step
+
+    def finish(self, log: RunLog) -> None:
+        """Evaluate the best model on test and write summary.json."""
+        now = self.progress
+        if now.stopped:
+            log.say(f"stopped at step {now.step}: {now.stopped}")
+        found = evaluate(self.run, dataset=self.dataset, device=str(self.device))
+        tables = sum(p.numel() for p in self.optimizers.tables.values())
+        dense = sum(p.numel() for p in self.optimizers.dense.values())
+        speed = now.samples / now.seconds
+        summary = {
+            "valid": now.valid,
+            "test": found["tasks"],
+            "train": {
+                "samples": now.samples, "samples_per_s": speed, "flops_per_sample": now.flops,
+                "mfu": self._mfu(speed), "data_wait": now.waited / now.seconds,
+                "seconds": now.seconds, "steps": now.step, "best_step": now.best_step,
+                "stopped": now.stopped,
+            },
+            "model": {
+                "name": io.name_of(self.model), "params": tables + dense,
+                "embedding_params": tables,
+            },
+        }  # fmt: skip
+        write_json(self.run / "summary.json", summary)
+        for task, values in found["tasks"].items():
+            numbers = (values[k] for k in ("ne", "auc", "calibration", "base_rate"))
+            ne_, auc, calibration, base = ("-" if v is None else f"{v:.4f}" for v in numbers)
+            log.say(f"test  {task}: NE {ne_} (base rate {base})  AUC {auc}  p/y {calibration}")
+        log.say(f"run: {self.run}")
+
+    def _flops(self, batch: Batch) -> float | None:
+        """Forward FLOPs per sample at this batch's history lengths; None: no formulas."""
+        try:
+            return sum(row.flops for row in flops.count(self.model, flops.lengths_of(batch)))
+        except TypeError:
+            return None
+
+    def _mfu(self, samples_per_s: float) -> float | None:
+        """Share of the peak in use; backward costs twice the forward."""
+        flops_ = self.progress.flops
+        return None if flops_ is None else 3 * flops_ * samples_per_s / self.peak
