@@ -40,8 +40,8 @@ ROOMS = {
 }
 # Read or written at one edge, inside a function, so that importing the room asks for nothing.
 INSIDE_FUNCTIONS = {"models": {"safetensors"}}
-# At the top of no file here: `kunlun --help` would wait for it.
-SLOW = {"torch", "rich"}
+# At the top of no file that `kunlun VERB --help` imports.
+SLOW = {"torch"}
 
 
 class Import(NamedTuple):

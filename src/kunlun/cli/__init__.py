@@ -1,0 +1,72 @@
+"""The command line: one thin file a verb, loaded only when that verb is asked for.
+
+Exit codes: 0 ok, 1 a fault of ours or of the arithmetic, 2 something the user can change,
+130 interrupted. Whatever the cause, a user error is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from kunlun.cli.group import LazyGroup, Verb
+from kunlun.errors import KunlunError
+
+VERBS = (
+    Verb("demo", "start", "train the embedded example end to end (minutes, CPU)"),
+    Verb("doctor", "start", "versions, devices, which backend each operator uses and why"),
+    Verb("data", "data", "prepare | inspect | validate | synth"),
+    Verb("train", "learn", "train a preset or a file of yours; --dry-run prints the plan"),
+    Verb("evaluate", "learn", "metrics of a run on a split, also against another run"),
+    Verb("predict", "learn", "probabilities of a run for a dataset, labelled or not"),
+)
+
+root = LazyGroup(
+    "kunlun",
+    "kunlun: ranking models that read event histories",
+    VERBS,
+    module="kunlun.cli",
+    tail="Try: kunlun demo    kunlun train base data=DIR --dry-run    kunlun VERB --help",
+)
+
+# What the file system says about the user's paths, not about our code.
+_PATH_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Exit code of one command line; every failure has been printed on stderr."""
+    try:
+        code = root.main(arguments, prog_name="kunlun", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KunlunError as error:
+        return _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "kunlun"
+        return _fail(f"{error.format_message().rstrip('.')}; see `{path} --help`", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _PATH_TROUBLE:
+            return _fail(f"{error.filename or 'output'}: {error.strerror}", 2)
+        traceback.print_exc()
+        return _fail(
+            f"{type(error).__name__}: {error}; a fault of kunlun, not of your input. "
+            "Please report it with the lines above and the output of `kunlun doctor`.",
+            1,
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code

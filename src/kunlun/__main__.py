@@ -1,0 +1,5 @@
+"""`python -m kunlun` is `kunlun`."""
+
+from kunlun.cli import main
+
+main()

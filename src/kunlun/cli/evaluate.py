@@ -1,0 +1,43 @@
+"""`kunlun evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kunlun.cli.group import data_of, json_option, overrides_argument, print_json, verb
+
+
+@verb(
+    "kunlun evaluate runs/small",
+    "kunlun evaluate runs/small data=datasets/today --split test --json",
+    "kunlun evaluate runs/base --against runs/small",
+    name="evaluate",
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@overrides_argument
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Another run: RUN minus OTHER on the same rows, with 95 % intervals.",
+)
+@click.option(
+    "--split", default="test", type=click.Choice(["train", "valid", "test"]), show_default=True
+)
+@json_option
+def command(
+    run: Path, overrides: tuple[str, ...], against: Path | None, split: str, as_json: bool
+) -> None:
+    """Measure a trained run; data=DIR names other data than it was trained on."""
+    from kunlun.cli.text import outline
+    from kunlun.training.compare import compare
+    from kunlun.training.evaluate import evaluate
+
+    data = data_of(overrides)
+    found = evaluate(run, data, split)
+    if against is not None:
+        evaluate(against, data, split)
+        stored = split if data is None else f"{Path(data).name}_{split}"
+        found = compare(against, run, stored)
+    print_json(found) if as_json else click.echo(outline(found["tasks"]))

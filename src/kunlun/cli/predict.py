@@ -1,0 +1,26 @@
+"""`kunlun predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kunlun.cli.group import data_of, overrides_argument, verb
+
+
+@verb("kunlun predict runs/small data=datasets/today --out scores.parquet", name="predict")
+@click.argument("run", type=click.Path(path_type=Path))
+@overrides_argument
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file.")
+@click.option(
+    "--split", default="test", type=click.Choice(["train", "valid", "test"]), show_default=True
+)
+def command(run: Path, overrides: tuple[str, ...], out: Path, split: str) -> None:
+    """Write the run's probability of every label for every row of data=DIR, labelled or not."""
+    from kunlun.training.evaluate import predict
+
+    data = data_of(overrides)
+    if data is None:
+        raise click.UsageError("data=DIR is missing: the dataset directory to score")
+    click.echo(f"wrote {predict(run, data, out, split)}")

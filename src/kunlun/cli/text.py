@@ -1,0 +1,50 @@
+"""Plain text for people: nested values as an outline, rows as an aligned table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def outline(value: Mapping[str, Any], indent: int = 0) -> str:
+    """A nested mapping, one key a line; a short inner mapping of plain values stays on one."""
+    pad, lines = " " * indent, []
+    width = max((len(str(key)) for key in value), default=0)
+    for key, entry in value.items():
+        if isinstance(entry, Mapping) and (indent == 0 or not _short(entry)):
+            lines += [f"{pad}{key}", outline(entry, indent + 2)]
+        else:
+            lines.append(f"{pad}{key:{width}}  {plain(entry)}")
+    return "\n".join(lines)
+
+
+def _short(value: Mapping[str, Any]) -> bool:
+    nested = any(isinstance(entry, Mapping) for entry in value.values())
+    return not nested and len(plain(value)) <= 80
+
+
+def plain(value: Any) -> str:
+    """One value on one line: 1,234   0.7512   2.10e+09   a 3, b 4   - for null."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(plain(entry) for entry in value)
+    return str(value)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their longest cell; the last one runs free."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,179 @@
+"""What a run will cost, before it starts: `kunlun train ... --dry-run`.
+
+Parameters and FLOPs come from the formulas beside the layers, at the history lengths of the
+first training samples. Memory: tables and optimizer state by count; activations measured on
+these samples, then scaled to the batch. Models are built with their tables cut short, so that a
+plan does not need the memory it is asked about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kunlun.config import Config
+from kunlun.features.batch import Batch
+from kunlun.features.schema import EventType, Feature, Schema
+from kunlun.models.flops import count, lengths_of
+from kunlun.models.head import multi_task_loss
+from kunlun.models.io import build
+from kunlun.training.config import RunConfig
+from kunlun.training.source import make_loader, open_data
+
+SAMPLES = 64  # enough for typical lengths, few enough for a laptop at paper size
+SHORT_TABLE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow(Config):
+    """One module: forward FLOPs a sample and their share of the whole."""
+
+    module: str
+    parameters: int
+    flops: float
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Config):
+    """memory: what -> bytes. saved: what -> share of the forward FLOPs that it spares."""
+
+    name: str
+    data: str
+    batch_size: int
+    rows: list[PlanRow]
+    parameters: int
+    flops: float  # forward, a sample; training costs three times that
+    memory: dict[str, int]
+    saved: dict[str, float]
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """The plan of a run; builds no table and trains nothing. Raises ConfigError, RunError."""
+    dataset = open_data(config.data)
+    few = dataclasses.replace(config.train, batch_size=SAMPLES, workers=0)
+    batch: Batch = next(iter(make_loader(dataset, "train", few)))
+    lengths = lengths_of(batch)
+    schema = _short_tables(dataset.schema)
+    model = _build(schema, config.model)
+    sizes = dataset.schema.table_sizes.values()
+    in_tables = sum(size * dim for size, dim in sizes)
+    rows = [
+        dataclasses.replace(row, parameters=in_tables) if row.module == "embedding.tables" else row
+        for row in count(model, lengths)
+    ]
+    flops = sum(row.flops for row in rows)
+    parameters = sum(row.parameters for row in rows)
+    copies = 4 + (config.train.ema is not None)  # weight, gradient, two moments, average
+    return Plan(
+        name=config.name,
+        data=config.data,
+        batch_size=config.train.batch_size,
+        rows=[
+            PlanRow(
+                module=row.module,
+                parameters=row.parameters,
+                flops=row.flops,
+                share=row.flops / max(flops, 1.0),
+            )
+            for row in rows
+        ],
+        parameters=parameters,
+        flops=flops,
+        memory={
+            "tables": 4 * in_tables,
+            "optimizer of the tables": 4 * sum(size for size, _ in sizes),
+            "dense weights and optimizer": 4 * (parameters - in_tables) * copies,
+            "activations": _activation_bytes(model, config, batch)
+            // len(batch)
+            * config.train.batch_size,
+        },
+        saved=_saved(schema, config, lengths, flops),
+    )
+
+
+def _build(schema: Schema, section: Mapping[str, Any]) -> nn.Module:
+    """The model, leaving the random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        return build(schema, section, "plan")
+
+
+def _saved(
+    schema: Schema, config: RunConfig, lengths: dict[str, Tensor], flops: float
+) -> dict[str, float]:
+    """What the same model would cost without CompSkip, and with windows over whole histories."""
+    if config.model.get("name", "kunlun") != "kunlun":
+        return {}
+    no_window = {**config.model, "tower": {**config.model.get("tower", {}), "window": None}}
+    events = config.model.get("events", {})
+    no_window["events"] = {kind: {**keys, "window": None} for kind, keys in events.items()}
+    found = {}
+    for what, section in (
+        ("CompSkip", {**config.model, "comp_skip": False}),
+        ("window", no_window),
+    ):
+        full = sum(row.flops for row in count(_build(schema, section), lengths))
+        found[what] = 1 - flops / max(full, 1.0)
+    return found
+
+
+def _activation_bytes(model: nn.Module, config: RunConfig, batch: Batch) -> int:
+    """Bytes that autograd keeps between forward and backward, parameters not counted."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    bf16 = config.train.precision == "bf16"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        logits = model(_short_ids(batch))
+        # The graph must live until the count is taken, or freed storage would be counted twice.
+        loss, _ = multi_task_loss(
+            logits, batch.labels, batch.weights, torch.ones(batch.labels.shape[1])
+        )
+    del loss
+    return sum(kept.values())
+
+
+def _short_tables(schema: Schema) -> Schema:
+    def cut(features: dict[str, Feature]) -> dict[str, Feature]:
+        return {
+            name: dataclasses.replace(f, size=min(f.size, SHORT_TABLE)) if f.size else f
+            for name, f in features.items()
+        }
+
+    def cut_event(event: EventType) -> EventType:
+        return dataclasses.replace(event, features=cut(event.features))
+
+    return dataclasses.replace(
+        schema,
+        features=cut(schema.features),
+        events={kind: cut_event(event) for kind, event in schema.events.items()},
+    )
+
+
+def _short_ids(batch: Batch) -> Batch:
+    def cut(ids: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor % SHORT_TABLE for name, tensor in ids.items()}
+
+    return dataclasses.replace(
+        batch,
+        categorical=cut(batch.categorical),
+        multi={name: m.with_values(m.values % SHORT_TABLE) for name, m in batch.multi.items()},
+        events={
+            kind: dataclasses.replace(events, ids=cut(events.ids))
+            for kind, events in batch.events.items()
+        },
+    )
