@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from kunlun.ops.tiles import Rows
+
+LOG2_E = math.log2(math.e)
+"""Scores are scaled by it inside their product, so that weights are powers of 2: torch's exp is
+many times slower where it underflows, exp2 is not."""
 
 BANNED = -1e30
 """Added to scores that must not count. Finite: a fully banned row, which only padding has, then
@@ -26,12 +32,5 @@ def padding_bias(tile: Rows, keys: Tensor) -> Tensor | None:
     """[N, K, 1]: BANNED for the padded key rows of a tile, 0 for the others; None without any."""
     if tile.padding is None:
         return None
-    bias = keys.new_zeros(tile.index.shape[0])
+    bias = keys.new_zeros(keys.shape[0] * keys.shape[1])
     return bias.index_fill_(0, tile.padding, BANNED).view(-1, tile.length, 1)
-
-
-def accumulate(into: Tensor, rows: slice, done: int, part: Tensor) -> None:
-    """into[:, rows] += part, where rows from `done` on hold nothing yet and are only written."""
-    old = max(done - rows.start, 0)
-    into[:, rows.start : rows.start + old] += part[:, :old]
-    into[:, rows.start + old : rows.stop] = part[:, old:]

@@ -2,14 +2,15 @@
 
 Samples whose lengths fall into one bucket form a tile [G * H, T, D] that batched matrix products
 take. A bucket is a function of a sample's own length, so the shape of its products, and with
-them its bits, do not depend on its neighbours. Rows are read by an index and results return by
-its inverse: every output row is written once, nothing is scattered or accumulated.
+them its bits, do not depend on its neighbours. Tiles are read by an index and written by one:
+every packed row is written once and nothing is accumulated across tiles.
 
-Legend: G samples of a tile, T padded rows of each, H heads, P rows of all tiles together.
+Legend: G samples of a tile, T padded rows of each, H heads, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +19,19 @@ from torch import Tensor
 SCORES = 64 * 1024
 """Scores of a tile: a few buffers of it stay in a core's cache, and dwarf the cost of a call."""
 
-_GATHER_EXACT = 256  # longer samples fill a tile alone, so rounding their length gains nothing
+_LONGEST_BUCKET = 256  # longer samples fill a tile alone, so rounding their length gains nothing
 
 
 @dataclass(frozen=True)
 class Rows:
     """The rows of one operand in one tile, ordered [G, H, T]."""
 
+    samples: int
     heads: int
     length: int
-    first: int
-    index: Tensor  # [G * H * T] into the operand's [L * H] rows; padding repeats the last row
+    start: int  # first row among the operand's [L * H], where the tile is one sample
+    index: Tensor | None  # [G * H * T] into these rows, padding repeats the last; None: a slice
+    target: Tensor | None  # the same for writing; padding goes to the spare row L * H
     padding: Tensor | None  # positions of the padding in `index`
 
     def load(self, rows: Tensor, *, zero_padding: bool = False) -> Tensor:
@@ -36,15 +39,23 @@ class Rows:
 
         Padding holds the sample's own last row (never a neighbour's), or zeros where asked.
         """
+        if self.index is None:
+            return self._slice(rows).to(compute_dtype(rows.dtype))
         tile = rows.index_select(0, self.index)
         if zero_padding and self.padding is not None:
             tile.index_fill_(0, self.padding, 0)
         return tile.to(compute_dtype(rows.dtype)).view(-1, self.length, rows.shape[1])
 
-    def slot(self, buffer: Tensor) -> Tensor:
-        """This tile's [G * H, T, D] part of a buffer made by Packing.buffer."""
-        part = buffer[self.first : self.first + self.index.shape[0]]
-        return part.view(-1, self.length, buffer.shape[1])
+    def save(self, tile: Tensor, into: Tensor) -> None:
+        """[G * H, T, D] -> its rows of a result made by Packing.result."""
+        if self.target is None:
+            self._slice(into).copy_(tile)
+        else:
+            into.index_copy_(0, self.target, tile.reshape(-1, into.shape[1]).to(into.dtype))
+
+    def _slice(self, rows: Tensor) -> Tensor:
+        part = rows[self.start : self.start + self.length * self.heads]
+        return part.view(self.length, self.heads, rows.shape[1]).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -52,28 +63,28 @@ class Packing:
     """How the packed rows of one operand spread over the tiles."""
 
     tiles: tuple[Rows, ...]
-    inverse: Tensor  # [L * H]: where each packed row lies in a buffer; P = a row of zeros
+    rows: int  # L * H
+    complete: bool  # every row lies in some tile
 
-    def buffer(self, like: Tensor, width: int) -> Tensor:
-        """[P + 1, width] for the tiles' results; the last row is zero."""
-        size = self.tiles[-1].first + self.tiles[-1].index.shape[0] if self.tiles else 0
-        buffer = like.new_empty((size + 1, width), dtype=compute_dtype(like.dtype))
-        buffer[size] = 0
-        return buffer
+    def result(self, like: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+        """[L * H + 1, width] for the tiles to save into; rows in no tile are zero."""
+        make = like.new_empty if self.complete else like.new_zeros
+        return make((self.rows + 1, width), dtype=dtype or like.dtype)
 
-    def unpack(self, buffer: Tensor, like: Tensor) -> Tensor:
-        """A filled buffer -> packed rows in the shape and dtype of `like`; absent rows are 0."""
-        return buffer.index_select(0, self.inverse).to(like.dtype).view(*like.shape)
+
+def unpacked(result: Tensor, *shape: int) -> Tensor:
+    """A filled result without its spare row, in the shape asked for."""
+    return result[:-1].view(shape)
+
+
+def packed(x: Tensor) -> Tensor:
+    """[L, H, D] -> [L * H, D], a view where strides allow."""
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2])
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Half precision is stored, float32 is computed."""
     return dtype if dtype == torch.float64 else torch.float32
-
-
-def packed(x: Tensor) -> Tensor:
-    """[L, H, ...] -> [L * H, D], a view where strides allow."""
-    return x.reshape(x.shape[0] * x.shape[1], -1)
 
 
 def bucket(lengths: Tensor, exact: int = 16) -> Tensor:
@@ -84,7 +95,7 @@ def bucket(lengths: Tensor, exact: int = 16) -> Tensor:
     exponent = torch.frexp((lengths - 1).clamp(min=1).double())[1]
     step = torch.ones_like(lengths) << (exponent - 4).clamp(min=0)
     rounded = (lengths + step - 1) // step * step
-    keep = (lengths <= exact) | (lengths > _GATHER_EXACT)
+    keep = (lengths <= exact) | (lengths > _LONGEST_BUCKET)
     return torch.where(keep, lengths, rounded)
 
 
@@ -98,45 +109,53 @@ def group(keys: Tensor) -> list[tuple[int, Tensor]]:
 def pack(
     offsets: Tensor, heads: int, groups: list[tuple[Tensor, int, int]], device: torch.device
 ) -> Packing:
-    """Index and inverse of one operand.
+    """The tiles of one operand.
 
     offsets: int64 [n + 1] on the host. groups: (sample indices, padded length T, samples a tile).
     """
-    starts, lengths, n_rows = offsets[:-1], offsets.diff(), int(offsets[-1]) * heads
+    spare = int(offsets[-1]) * heads
+    lengths = offsets.diff()
     tiles: list[Rows] = []
-    inverse = torch.empty(n_rows, dtype=torch.int64)
-    first = 0
-    head = torch.arange(heads)[None, :, None]
-    indices, positions, sources = [], [], []
+    covered = 0
     for samples, length, per_tile in groups:
-        own = lengths[samples][:, None, None]
-        column = torch.arange(length)[None, None, :]
-        row = starts[samples][:, None, None] + torch.minimum(column, own - 1)
-        index = (row * heads + head).reshape(len(samples), -1)
-        padded = (column >= own).expand(-1, heads, -1).reshape(len(samples), -1)
-        has_padding = bool(padded.any())
-        position = torch.arange(first, first + index.numel())
-        positions.append(position[~padded.flatten()] if has_padding else position)
-        sources.append(index[~padded] if has_padding else index.flatten())
-        for part, gap in zip(index.split(per_tile), padded.split(per_tile), strict=True):
-            padding = gap.flatten().nonzero().flatten() if has_padding else None
-            if padding is not None and not padding.numel():
-                padding = None
-            indices.append(part.flatten())
-            tiles.append(
-                Rows(
-                    heads,
-                    length,
-                    first,
-                    part.flatten().to(device),
-                    None if padding is None else padding.to(device),
-                )
-            )
-            first += part.numel()
-    inverse.fill_(first)
-    if sources:
-        inverse[torch.cat(sources)] = torch.cat(positions)
-    return Packing(tuple(tiles), inverse.to(device))
+        own = lengths[samples]
+        covered += int(own.sum())
+        for part, own_part in zip(samples.split(per_tile), own.split(per_tile), strict=True):
+            tiles.append(_rows(offsets[part], own_part, heads, length, spare, device))
+    return Packing(tuple(tiles), spare, covered * heads == spare)
+
+
+def _rows(
+    starts: Tensor, own: Tensor, heads: int, length: int, spare: int, device: torch.device
+) -> Rows:
+    n = len(starts)
+    column = torch.arange(length)
+    has_padding = bool((own < length).any())
+    if n == 1 and not has_padding:
+        return Rows(1, heads, length, int(starts) * heads, None, None, None)
+    if has_padding:
+        row = starts[:, None] + torch.minimum(column, own[:, None] - 1)
+    else:
+        row = starts[:, None] + column
+    index = (row[:, None] * heads + torch.arange(heads)[:, None]).flatten().to(device)
+    if not has_padding:
+        return Rows(n, heads, length, 0, index, index, None)
+    absent = (column >= own[:, None])[:, None].expand(n, heads, length).flatten()
+    padding = absent.nonzero().flatten().to(device)
+    return Rows(n, heads, length, 0, index, index.index_fill(0, padding, spare), padding)
+
+
+def slices(rows: int, scores_a_row: int, least: int) -> Iterator[slice]:
+    """Cuts a tile that is larger than it should be (one long sample) along its rows."""
+    step = max(least, SCORES // scores_a_row)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def product(a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
+    """factor * a b; the factor costs nothing inside the product."""
+    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
 
 
 def fold(tile: Tensor, part: slice, share: int) -> Tensor:
@@ -147,12 +166,7 @@ def fold(tile: Tensor, part: slice, share: int) -> Tensor:
     return rows.reshape(tile.shape[0] // share, -1, tile.shape[2])
 
 
-def store(tile: Tensor, part: slice, share: int, rows: Tensor) -> None:
-    """Inverse of fold."""
-    tile[:, part] = rows.view(tile.shape[0], -1, tile.shape[2])
-
-
-def product(a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
-    """factor * a b; the factor costs nothing inside the product."""
-    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
+def join(parts: list[Tensor], products: int) -> Tensor:
+    """Results [N, R, D] of all parts of a tile -> [G * H, T, D], `products` = G * H."""
+    unfolded = [part.view(products, -1, part.shape[2]) for part in parts]
+    return unfolded[0] if len(unfolded) == 1 else torch.cat(unfolded, dim=1)

@@ -7,14 +7,25 @@ key head), K key rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from kunlun.ops.activations import ACTIVATIONS
-from kunlun.ops.tiles import SCORES, Packing, bucket, fold, group, pack, packed, product, store
+from kunlun.ops.tiles import (
+    SCORES,
+    Packing,
+    bucket,
+    fold,
+    group,
+    join,
+    pack,
+    packed,
+    product,
+    slices,
+    unpacked,
+)
 
 _MIN_ROWS = 32  # of a slice through one long sample; thinner products waste the core
 
@@ -51,19 +62,22 @@ def forward(
     out_scale: float,
 ) -> Tensor:
     """[Lq, H, D]; see kunlun.ops.gdpa."""
-    heads, kv_heads = q.shape[1], k.shape[1]
+    heads, kv_heads, width = q.shape[1], k.shape[1], q.shape[2]
+    share = heads // kv_heads
     to_q, to_kv = _plan(q_offsets, kv_offsets, heads, kv_heads, q.device)
     q_rows, k_rows, v_rows = packed(q), packed(k), packed(v)
-    out = to_q.buffer(q, q.shape[2])
+    out = to_q.result(q, width)
     for q_tile, kv_tile in zip(to_q.tiles, to_kv.tiles, strict=True):
-        queries, into = q_tile.load(q_rows), q_tile.slot(out)
+        queries = q_tile.load(q_rows)
         # Zero key rows score 0, activate to 0 and add nothing.
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
-        for part in _slices(q_tile.length, heads * kv_tile.length * len(keys) // kv_heads):
-            scores = product(fold(queries, part, heads // kv_heads), keys.mT, scale)
+        results = []
+        for part in slices(q_tile.length, len(queries) * kv_tile.length, _MIN_ROWS):
+            scores = product(fold(queries, part, share), keys.mT, scale)
             _activate_(scores, names, kv_heads)
-            store(into, part, heads // kv_heads, product(scores, values, out_scale))
-    return to_q.unpack(out, q)
+            results.append(product(scores, values, out_scale))
+        q_tile.save(join(results, len(queries)), out)
+    return unpacked(out, *q.shape)
 
 
 def backward(
@@ -78,34 +92,33 @@ def backward(
     out_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) from grad [Lq, H, D]; the scores are made again."""
-    heads, kv_heads = q.shape[1], k.shape[1]
+    heads, kv_heads, width = q.shape[1], k.shape[1], q.shape[2]
     share = heads // kv_heads
     to_q, to_kv = _plan(q_offsets, kv_offsets, heads, kv_heads, q.device)
     q_rows, k_rows, v_rows, grad_rows = packed(q), packed(k), packed(v), packed(grad)
-    dq, dk, dv = (p.buffer(q, q.shape[2]) for p in (to_q, to_kv, to_kv))
+    dq, dk, dv = to_q.result(q, width), to_kv.result(k, width), to_kv.result(v, width)
     for q_tile, kv_tile in zip(to_q.tiles, to_kv.tiles, strict=True):
         queries = q_tile.load(q_rows)
         # A zero gradient silences padded queries, whatever row they repeat.
         grads = q_tile.load(grad_rows, zero_padding=True)
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
-        dq_tile, dk_tile, dv_tile = q_tile.slot(dq), kv_tile.slot(dk), kv_tile.slot(dv)
-        for part in _slices(q_tile.length, heads * kv_tile.length * len(keys) // kv_heads):
+        results = []
+        for part in slices(q_tile.length, len(queries) * kv_tile.length, _MIN_ROWS):
             q_part, grad_part = fold(queries, part, share), fold(grads, part, share)
             scores = product(q_part, keys.mT, scale)
             slope = product(grad_part, values.mT, out_scale)
             _activate_(scores, names, kv_heads, slope)
-            store(dq_tile, part, share, product(slope, keys, scale))
-            beta = 0 if part.start == 0 else 1
-            torch.baddbmm(dk_tile, slope.mT, q_part, beta=beta, alpha=scale, out=dk_tile)
-            torch.baddbmm(dv_tile, scores.mT, grad_part, beta=beta, alpha=out_scale, out=dv_tile)
-    return to_q.unpack(dq, q), to_kv.unpack(dk, k), to_kv.unpack(dv, v)
-
-
-def _slices(rows: int, scores_a_row: int) -> Iterator[slice]:
-    """Cuts of the rows of a tile that is larger than it should be: one long sample."""
-    step = max(_MIN_ROWS, SCORES // scores_a_row)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+            results.append(product(slope, keys, scale))
+            if part.start == 0:
+                dk_tile = product(slope.mT, q_part, scale)
+                dv_tile = product(scores.mT, grad_part, out_scale)
+            else:
+                dk_tile.baddbmm_(slope.mT, q_part, alpha=scale)
+                dv_tile.baddbmm_(scores.mT, grad_part, alpha=out_scale)
+        q_tile.save(join(results, len(queries)), dq)
+        kv_tile.save(dk_tile, dk)
+        kv_tile.save(dv_tile, dv)
+    return unpacked(dq, *q.shape), unpacked(dk, *k.shape), unpacked(dv, *v.shape)
 
 
 def _activate_(

@@ -18,7 +18,7 @@ from kunlun.ops.tiles import compute_dtype
 def seed_attention_op(
     seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The result and the natural log-sum-exp [n, S, H] (0 for an empty sequence)."""
+    """The result and the log2-sum-exp2 [n, S, H] (0 for an empty sequence)."""
     return portable.forward(seeds, k, v, read_offsets("offsets", offsets, k.shape[0]), scale)
 
 

@@ -18,7 +18,7 @@ from kunlun.ops.window_attention import portable
 def window_attention_op(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The result and the natural log-sum-exp [L, H] of each row's scores."""
+    """The result and the log2-sum-exp2 [L, H] of each row's scores."""
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.forward(q, k, v, rows, window, causal, scale)
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kunlun.ops.softmax import BANNED, accumulate, max_over_keys, padding_bias
+from kunlun.ops.softmax import BANNED, LOG2_E, max_over_keys, padding_bias
 from kunlun.ops.tiles import (
     SCORES,
     Packing,
@@ -24,10 +24,11 @@ from kunlun.ops.tiles import (
     compute_dtype,
     fold,
     group,
+    join,
     pack,
     packed,
     product,
-    store,
+    unpacked,
 )
 
 _EXACT = 64  # a padded key has to be masked, which costs more than a smaller tile saves
@@ -62,25 +63,28 @@ def forward(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """([L, H, D], natural log-sum-exp [L, H] in the dtype we compute in)."""
+    """([L, H, D], log2-sum-exp2 [L, H] in the dtype we compute in)."""
     heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
     to_q, to_kv = _plan(offsets, heads, kv_heads, window, q.device)
     q_rows, k_rows, v_rows = packed(q), packed(k), packed(v)
-    out, lse = to_q.buffer(q, q.shape[2]), to_q.buffer(q, 1)
+    out = to_q.result(q, q.shape[2])
+    lse = to_q.result(q, 1, compute_dtype(q.dtype))
     for q_tile, kv_tile in zip(to_q.tiles, to_kv.tiles, strict=True):
-        queries, into, lse_into = q_tile.load(q_rows), q_tile.slot(out), q_tile.slot(lse)
+        queries = q_tile.load(q_rows)
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
         bias = padding_bias(kv_tile, keys)
+        results, sums = [], []
         for part, reach in _slices(q_tile.length, window, causal):
-            scores = product(keys[:, reach], fold(queries, part, share).mT, scale)
+            scores = product(keys[:, reach], fold(queries, part, share).mT, scale * LOG2_E)
             _mask_(scores, part, reach, window, causal, bias)
             top = max_over_keys(scores)
-            scores.sub_(top).exp_()
+            scores.sub_(top).exp2_()
             total = scores.sum(1, keepdim=True)
-            store(into, part, share, product(scores.mT, values[:, reach]).div_(total.mT))
-            store(lse_into, part, share, top.add_(total.log_()).mT)
-    wide = q.new_empty(q.shape[:2], dtype=compute_dtype(q.dtype))
-    return to_q.unpack(out, q), to_q.unpack(lse, wide)
+            results.append(product(scores.mT, values[:, reach]).div_(total.mT))
+            sums.append(top.add_(total.log2_()).mT)
+        q_tile.save(join(results, len(queries)), out)
+        q_tile.save(join(sums, len(queries)), lse)
+    return unpacked(out, *q.shape), unpacked(lse, *q.shape[:2])
 
 
 def backward(
@@ -98,30 +102,39 @@ def backward(
     """(dq, dk, dv) from grad [L, H, D]; the weights are made again from the log-sum-exp."""
     heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
     to_q, to_kv = _plan(offsets, heads, kv_heads, window, q.device)
-    delta = (grad.to(lse.dtype) * out).sum(-1, keepdim=True)
+    delta = (grad.to(lse.dtype) * out).sum(-1)
     q_rows, k_rows, v_rows, grad_rows = packed(q), packed(k), packed(v), packed(grad)
-    lse_rows, delta_rows = lse.reshape(-1, 1), delta.reshape(-1, 1)
-    dq, dk, dv = (p.buffer(q, q.shape[2]) for p in (to_q, to_kv, to_kv))
+    stat_rows = packed(torch.stack((lse, delta), dim=-1))
+    width = q.shape[2]
+    dq, dk, dv = to_q.result(q, width), to_kv.result(k, width), to_kv.result(v, width)
     for q_tile, kv_tile in zip(to_q.tiles, to_kv.tiles, strict=True):
-        queries, row_lse = q_tile.load(q_rows), q_tile.load(lse_rows)
+        queries = q_tile.load(q_rows)
         # Zero gradients silence padded queries, whatever row they repeat.
-        grads, row_delta = (q_tile.load(x, zero_padding=True) for x in (grad_rows, delta_rows))
+        grads, stats = (q_tile.load(x, zero_padding=True) for x in (grad_rows, stat_rows))
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
         bias = padding_bias(kv_tile, keys)
-        dq_tile, dk_tile, dv_tile = q_tile.slot(dq), kv_tile.slot(dk), kv_tile.slot(dv)
-        done = 0  # key rows that have received their first contribution
+        results: list[Tensor] = []
         for part, reach in _slices(q_tile.length, window, causal):
             q_part, grad_part = fold(queries, part, share), fold(grads, part, share)
-            weights = product(keys[:, reach], q_part.mT, scale)
+            weights = product(keys[:, reach], q_part.mT, scale * LOG2_E)
             _mask_(weights, part, reach, window, causal, bias)
-            weights.sub_(fold(row_lse, part, share).mT).exp_()
+            row_lse, row_delta = fold(stats, part, share).mT.contiguous().split(1, dim=1)
+            weights.sub_(row_lse).exp2_()
             slope = product(values[:, reach], grad_part.mT)
-            slope.sub_(fold(row_delta, part, share).mT).mul_(weights)
-            store(dq_tile, part, share, product(slope.mT, keys[:, reach], scale))
-            accumulate(dk_tile, reach, done, product(slope, q_part, scale))
-            accumulate(dv_tile, reach, done, product(weights, grad_part))
-            done = reach.stop
-    return to_q.unpack(dq, q), to_kv.unpack(dk, k), to_kv.unpack(dv, v)
+            slope.sub_(row_delta).mul_(weights)
+            results.append(product(slope.mT, keys[:, reach], scale))
+            dk_part, dv_part = product(slope, q_part, scale), product(weights, grad_part)
+            if part.stop - part.start == q_tile.length:
+                dk_tile, dv_tile = dk_part, dv_part
+                continue
+            if part.start == 0:
+                dk_tile, dv_tile = torch.zeros_like(keys), torch.zeros_like(values)
+            dk_tile[:, reach] += dk_part
+            dv_tile[:, reach] += dv_part
+        q_tile.save(join(results, len(queries)), dq)
+        kv_tile.save(dk_tile, dk)
+        kv_tile.save(dv_tile, dv)
+    return unpacked(dq, *q.shape), unpacked(dk, *k.shape), unpacked(dv, *v.shape)
 
 
 def _slice_rows(window: int) -> int:
