@@ -9,7 +9,8 @@ A block looks like this; everything between its two marks is replaced:
 
 A block of kind `markdown` pastes what its command prints as it is, run in the repository's root;
 if it fails, the old text stays and a warning is printed. Commands of kind `output` run in one
-temporary directory, in the order of the file, so that a later one sees what an earlier one wrote.
+temporary directory, in the order of the file, so that a later one sees what an earlier one wrote;
+`output in repository` runs in the root.
 Numbers in these files are never typed by hand.
 """
 
@@ -24,7 +25,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"<!-- (output|markdown): (.+?) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- (output|output in repository|markdown): (.+?) -->\n(.*?)<!-- end -->\n", re.DOTALL
+)
 
 
 def refresh(text: str, cwd: Path, only: str = "") -> str:
@@ -34,7 +37,10 @@ def refresh(text: str, cwd: Path, only: str = "") -> str:
         kind, what, old = match.groups()
         if only not in what:
             return match[0]
-        body = console(what, cwd) if kind == "output" else markdown(what, old)
+        if kind == "markdown":
+            body = markdown(what, old)
+        else:
+            body = console(what, cwd if kind == "output" else ROOT)
         return f"<!-- {kind}: {what} -->\n{body}<!-- end -->\n"
 
     return BLOCK.sub(fill, text)
