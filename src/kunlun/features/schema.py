@@ -21,6 +21,11 @@ MISSING, UNKNOWN, FIRST_VALUE = 0, 1, 2  # ids every vocabulary reserves
 Role = Literal["user", "item", "context", "event"]
 Kind = Literal["categorical", "multi", "numeric", "timestamp", "counter"]
 TimeUnit = Literal["s", "ms", "us"]
+_PARTS: dict[str, tuple[str, ...]] = {
+    "categorical": ("first",),
+    "numeric": ("length",),
+    "timestamp": ("hour", "weekday", "age"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +78,17 @@ class Label(Config):
 class Feature(Config):
     """One feature of a sample (user, item, context) or of an event.
 
-    categorical: an id column, by vocabulary (min_count) or hashed (hash_buckets).
+    categorical: an id column, by vocabulary (min_count) or hashed (hash_buckets); part="first"
+        takes the first of a list column, or of text split by `separator`.
     multi: a list column, or text split by `separator`; the last max_len ids, mean-pooled.
     numeric: a number, or with part="length" the length of a list column; transformed, fitted on
         train. With `buckets` it becomes a categorical of that many quantile buckets.
     timestamp: part "hour" or "weekday" (categorical, at utc_offset hours) of a time column
-        (context: the impression's time), or "age": seconds from it to the request, log1p.
-    counter: smoothed rate of `label` and number of impressions that share `keys`, strictly before
-        the request minus `delay` seconds: (positives + strength * prior) / (count + strength).
+        (context without `column`: the impression's time), or "age": log1p of the seconds from it
+        to the request, then as numeric. Times without a zone are read at utc_offset.
+    counter: smoothed rate of `label` and log1p of the number of impressions that share `keys` and
+        have the label, strictly before the request minus `delay` seconds, then as numeric:
+        (positives + strength * prior) / (count + strength), the prior being the rate in train.
     """
 
     role: Role
@@ -97,7 +105,7 @@ class Feature(Config):
     buckets: int | None = None
     separator: str | None = None
     max_len: int = 8  # multi
-    part: Literal["hour", "weekday", "age", "length"] | None = None
+    part: Literal["hour", "weekday", "age", "length", "first"] | None = None
     utc_offset: float = 0.0  # hours, for hour and weekday
     keys: list[str] = field(default_factory=list)  # counter: features or raw columns
     label: str | None = None
@@ -111,6 +119,18 @@ class Feature(Config):
             raise SchemaError("a counter needs 'keys' and 'label'")
         if self.kind == "timestamp" and self.part not in ("hour", "weekday", "age"):
             raise SchemaError("a timestamp needs 'part': hour, weekday or age")
+        allowed = _PARTS.get(self.kind, ())
+        if self.part is not None and self.part not in allowed:
+            raise SchemaError(
+                f"part '{self.part}' does not fit kind '{self.kind}'"
+                + (f"; it may be {' or '.join(allowed)}" if allowed else "; drop it")
+            )
+        if self.missing == "value" and self.kind not in ("numeric", "timestamp"):
+            raise SchemaError("missing 'value' is for numbers; use token or error")
+        if self.strength < 0 or self.delay < 0:
+            raise SchemaError("strength and delay must not be negative")
+        if self.role == "event" and self.part == "age":
+            raise SchemaError("every model reads the age of an event already; drop this feature")
         if self.dim < 1 or self.max_len < 1 or self.min_count < 1:
             raise SchemaError("dim, max_len and min_count must be at least 1")
         if self.buckets is not None and self.buckets < 2:

@@ -1,0 +1,238 @@
+"""Arrow columns -> the three raw meanings a feature can have: a key, a number, a time.
+
+Everything here works alike on a column of the logs and on the few values of a serving request.
+Errors are BadValues with a row; the reader of the table adds file and column.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from kunlun.errors import DataError
+from kunlun.features.schema import TimeUnit
+
+Int64 = NDArray[np.int64]
+Int32 = NDArray[np.int32]
+Float64 = NDArray[np.float64]
+
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+EARLIEST, LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100: outside, a wrong unit
+NO_TIME = np.iinfo(np.int64).min
+
+
+class BadValue(DataError):
+    """A value that cannot be read; `row` counts within the column at hand."""
+
+    def __init__(self, reason: str, *, row: int | None = None) -> None:
+        super().__init__(reason, row=row)
+        self.reason = reason
+
+
+class Ragged(NamedTuple):
+    """n lists packed end to end: values [L] of any type, offsets int64 [n + 1]."""
+
+    values: NDArray[np.generic]
+    offsets: Int64
+
+
+def is_list(array: pa.Array) -> bool:
+    """Whether each value is a list."""
+    kind = array.type
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def is_text(array: pa.Array) -> bool:
+    """Whether each value is a string."""
+    return bool(pa.types.is_string(array.type) or pa.types.is_large_string(array.type))
+
+
+def canonical(array: pa.Array) -> pa.Array:
+    """Keys in one of two types, so that Parquet, CSV and JSON agree: int64, else large_string.
+
+    Booleans and floats that are all whole become int64. Null, NaN and "" are null.
+    """
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return canonical(array.dictionary_decode())
+    if is_list(array):
+        raise BadValue(
+            "lists where single values were expected; use kind 'multi', or part 'first' or 'length'"
+        )
+    if pa.types.is_null(kind):
+        return pa.nulls(len(array), pa.int64())
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
+        whole = pc.all(pc.equal(pc.floor(array), array)).as_py()
+        if whole is not False and pc.max(pc.abs(array)).as_py() not in (float("inf"),):
+            return array.cast(pa.int64())
+        return array.cast(pa.large_string())
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return array.cast(pa.int64())
+    text = array.cast(pa.large_string())
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
+
+
+def factorise(keys: pa.Array) -> tuple[Int32, pa.Array]:
+    """Canonical keys -> (int32 code of each, -1 for null; the distinct values)."""
+    encoded = keys.dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary
+
+
+def lists(array: pa.Array, separator: str | None) -> tuple[pa.Array, Int64]:
+    """A list column, or text split by `separator`, as (all elements, int64 offsets [n + 1]).
+
+    Null lists are empty. Raises BadValue for a column of another type.
+    """
+    if pa.types.is_null(array.type):
+        return pa.nulls(0, pa.int64()), np.zeros(len(array) + 1, np.int64)
+    if not is_list(array):
+        if separator is None or not is_text(array):
+            need = "a list column" if separator is None else "text or a list column"
+            raise BadValue(f"values of type {array.type}; expected {need}")
+        array = pc.split_pattern(pc.utf8_trim_whitespace(array), separator)
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    offsets = np.zeros(len(array) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    values = array.flatten()  # null lists are skipped
+    return pc.utf8_trim_whitespace(values) if is_text(values) else values, offsets
+
+
+def first(array: pa.Array, separator: str | None) -> pa.Array:
+    """The first element of each list, null where there is none."""
+    values, offsets = lists(array, separator)
+    index = pa.array(offsets[:-1], mask=offsets[:-1] == offsets[1:])
+    return values.take(index)
+
+
+def length(array: pa.Array, separator: str | None) -> Float64:
+    """Number of elements of each list, NaN where the list itself is null."""
+    _, offsets = lists(array, separator)
+    found = np.diff(offsets).astype(np.float64)
+    found[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return found
+
+
+def numbers(array: pa.Array) -> Float64:
+    """float64 [n], NaN for null. Text is parsed; raises BadValue at the first that is no number."""
+    if is_list(array):
+        raise BadValue("lists where numbers were expected; use part 'length' or kind 'multi'")
+    if is_text(array):
+        array = _parse(array)
+    try:
+        array = array.cast(pa.float64(), safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise BadValue(f"values of type {array.type}; expected numbers") from None
+    found: Float64 = pc.fill_null(array, float("nan")).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _parse(text: pa.Array) -> pa.Array:
+    text = pc.utf8_trim_whitespace(text)
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    try:
+        return text.cast(pa.float64())
+    except pa.ArrowInvalid:
+        for row, value in enumerate(text.to_pylist()):
+            try:
+                float(value or 0)
+            except ValueError:
+                raise BadValue(
+                    f"found text '{value}', expected a number; clean the column or make it "
+                    "kind 'categorical'",
+                    row=row,
+                ) from None
+        raise
+
+
+def times(array: pa.Array, unit: TimeUnit, utc_offset: float = 0.0) -> Int64:
+    """int64 ms since 1970 UTC, NO_TIME for null.
+
+    Numbers are in `unit`; dates, timestamps and ISO text carry their own, and without a zone they
+    are local to utc_offset (hours). Raises BadValue for text that is no time and for times
+    outside 1990-2100, which mean a wrong unit.
+    """
+    if is_text(array):
+        array, local = _parse_times(array)
+    else:
+        kind = array.type
+        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+            local = pa.types.is_date(kind) or kind.tz is None
+            array = array.cast(pa.timestamp("ms", None if local else "UTC"), safe=False)
+        else:
+            return _checked(_from_numbers(array, unit), unit)
+    found = pc.fill_null(array.cast(pa.int64()), NO_TIME).to_numpy(zero_copy_only=False)
+    if local and utc_offset:
+        found = np.where(found == NO_TIME, NO_TIME, found - round(utc_offset * HOUR_MS))
+    return _checked(found, None)
+
+
+def _from_numbers(array: pa.Array, unit: TimeUnit) -> Int64:
+    if pa.types.is_integer(array.type):
+        array = array.cast(pa.int64())
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        found = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
+        if unit == "s":
+            # clipped, so that milliseconds given as seconds do not wrap around into a valid time
+            found = np.clip(found, -(2**52), 2**52) * 1000
+        elif unit == "us":
+            found = found // 1000
+    else:
+        values = numbers(array) * {"s": 1e3, "ms": 1.0, "us": 1e-3}[unit]
+        missing = np.isnan(values)
+        found = np.clip(np.nan_to_num(np.floor(values)), -(2.0**62), 2.0**62).astype(np.int64)
+    return np.where(missing, NO_TIME, found)
+
+
+def _parse_times(text: pa.Array) -> tuple[pa.Array, bool]:
+    text = pc.utf8_trim_whitespace(text)
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    try:
+        return text.cast(pa.timestamp("ms")), True
+    except pa.ArrowInvalid:
+        pass
+    try:
+        return text.cast(pa.timestamp("ms", "UTC")), False
+    except pa.ArrowInvalid:
+        for row, value in enumerate(text.to_pylist()):
+            try:
+                datetime.fromisoformat(value or "2000-01-01")
+            except ValueError:
+                raise BadValue(
+                    f"found '{value}', expected an ISO time such as 2022-05-03T10:00:00+08:00 or "
+                    "a number",
+                    row=row,
+                ) from None
+        raise BadValue("times with and without a zone in one column; use one form") from None
+
+
+def _checked(found: Int64, unit: str | None) -> Int64:
+    bad = (found != NO_TIME) & ((found < EARLIEST) | (found > LATEST))
+    if bad.any():
+        row = int(np.argmax(bad))
+        value = int(found[row])
+        hint = f"; is time_unit '{unit}' right (s, ms, us)?" if unit else ""
+        raise BadValue(
+            f"found a time in {_year(value)} ({value} ms), expected 1990 to 2100{hint}", row=row
+        )
+    return found
+
+
+def _year(ms: int) -> str:
+    if abs(ms) < 250_000_000_000_000:
+        return f"the year {datetime.fromtimestamp(ms / 1000, UTC).year}" if ms >= 0 else "the past"
+    return "a far year"
+
+
+def require_times(found: Int64) -> Int64:
+    """The same times; raises BadValue at the first null."""
+    if (found == NO_TIME).any():
+        raise BadValue("found null, expected a time", row=int(np.argmax(found == NO_TIME)))
+    return found
