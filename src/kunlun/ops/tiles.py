@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCORES = 64 * 1024
+SCORES = 128 * 1024
 """Scores of a tile: a few buffers of it stay in a core's cache, and dwarf the cost of a call."""
 
 _LONGEST_BUCKET = 256  # longer samples fill a tile alone, so rounding their length gains nothing
@@ -113,36 +113,45 @@ def pack(
 
     offsets: int64 [n + 1] on the host. groups: (sample indices, padded length T, samples a tile).
     """
-    spare = int(offsets[-1]) * heads
     lengths = offsets.diff()
     tiles: list[Rows] = []
-    covered = 0
+    covered, rows = 0, int(offsets[-1])
     for samples, length, per_tile in groups:
         own = lengths[samples]
         covered += int(own.sum())
-        for part, own_part in zip(samples.split(per_tile), own.split(per_tile), strict=True):
-            tiles.append(_rows(offsets[part], own_part, heads, length, spare, device))
-    return Packing(tuple(tiles), spare, covered * heads == spare)
+        tiles += _rows(offsets[samples], own, heads, length, per_tile, rows * heads, device)
+    return Packing(tuple(tiles), rows * heads, covered == rows)
 
 
 def _rows(
-    starts: Tensor, own: Tensor, heads: int, length: int, spare: int, device: torch.device
-) -> Rows:
-    n = len(starts)
+    starts: Tensor,
+    own: Tensor,
+    heads: int,
+    length: int,
+    per_tile: int,
+    spare: int,
+    device: torch.device,
+) -> Iterator[Rows]:
+    """The tiles of one group: samples at `starts` of `own` rows each, padded to `length`."""
     column = torch.arange(length)
-    has_padding = bool((own < length).any())
-    if n == 1 and not has_padding:
-        return Rows(1, heads, length, int(starts) * heads, None, None, None)
-    if has_padding:
-        row = starts[:, None] + torch.minimum(column, own[:, None] - 1)
-    else:
-        row = starts[:, None] + column
-    index = (row[:, None] * heads + torch.arange(heads)[:, None]).flatten().to(device)
-    if not has_padding:
-        return Rows(n, heads, length, 0, index, index, None)
-    absent = (column >= own[:, None])[:, None].expand(n, heads, length).flatten()
-    padding = absent.nonzero().flatten().to(device)
-    return Rows(n, heads, length, 0, index, index.index_fill(0, padding, spare), padding)
+    absent = column >= own[:, None]
+    padded = bool(absent.any())
+    if per_tile == 1 and not padded:
+        for start in starts.tolist():
+            yield Rows(1, heads, length, start * heads, None, None, None)
+        return
+    row = starts[:, None] + (torch.minimum(column, own[:, None] - 1) if padded else column)
+    index = (row[:, None] * heads + torch.arange(heads)[:, None]).to(device)  # [n, H, T]
+    if not padded:
+        for part in index.split(per_tile):
+            yield Rows(len(part), heads, length, 0, part.flatten(), part.flatten(), None)
+        return
+    gaps = absent[:, None].expand(-1, heads, -1).to(device)
+    target = index.masked_fill(gaps, spare)
+    parts = zip(*(x.split(per_tile) for x in (index, target, gaps)), strict=True)
+    for part, part_target, part_gaps in parts:
+        padding = part_gaps.flatten().nonzero().flatten()
+        yield Rows(len(part), heads, length, 0, part.flatten(), part_target.flatten(), padding)
 
 
 def slices(rows: int, scores_a_row: int, least: int) -> Iterator[slice]:
