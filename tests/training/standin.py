@@ -54,7 +54,7 @@ class Standin:
         taste = np.random.default_rng(9).normal(size=(USERS, ITEMS)) + 0.5
         user, item = draw.integers(2, USERS, n), draw.integers(2, ITEMS, n)
         price = draw.normal(size=n)
-        p = 1 / (1 + np.exp(-(taste[user, item] + price)))
+        p = 1 / (1 + np.exp(-(0.5 * taste[user, item] + 2 * price)))
         click = (draw.random(n) < p).astype(np.float32)
         buy = np.where(click == 1, draw.random(n) < 0.3, np.nan).astype(np.float32)
         price[self.poison if self.poison is not None and split == "train" else []] = np.nan

@@ -1,24 +1,22 @@
 """Checkpoints that are either whole or not there.
 
     checkpoints/step_00001200/
-        state.safetensors   weights, optimizer state, averages, random states
+        state.safetensors   weights, optimizer state, averages, running sums
         state.json          step, loader position, best so far, ...
         DONE                names and sizes of the two; written last
 
 A checkpoint is written beside its place, flushed to the disk, then renamed. No pickle anywhere.
+Random states are not in it: the trainer seeds every step from (seed, step).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from kunlun.errors import RunError
@@ -102,28 +100,3 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def random_state() -> dict[str, Tensor]:
-    """States of every global random generator, as uint8 tensors."""
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    plain = {"python": random.getstate(), "numpy": np.random.get_state(legacy=False)}
-    for name, value in plain.items():
-        text = json.dumps(value, default=lambda array: array.tolist()).encode()
-        states[name] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return states
-
-
-def set_random_state(states: dict[str, Tensor]) -> None:
-    """Put back what `random_state` returned; generators of devices that are gone are skipped."""
-    torch.set_rng_state(states["torch"])
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda{i}" in states:
-            torch.cuda.set_rng_state(states[f"cuda{i}"], i)
-    version, words, gauss = json.loads(states["python"].numpy().tobytes())
-    random.setstate((version, tuple(words), gauss))
-    legacy = json.loads(states["numpy"].numpy().tobytes())
-    legacy["state"]["key"] = np.array(legacy["state"]["key"], dtype=np.uint32)
-    np.random.set_state(legacy)

@@ -147,6 +147,9 @@ class Trainer:
         now, batch = self.progress, batch.to(self.device, non_blocking=True)
         if now.flops is None:
             now.flops = self._flops(batch)
+        # dropout is a function of (seed, step): loaders draw from the global generator as they
+        # start, so a saved state would not survive a resume or another number of workers
+        torch.manual_seed((self.settings.seed * 1_000_003 + now.step) % 2**63)
         self.model.train()
         self.optimizers.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -215,7 +218,6 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizers.state_tensors(),
             "average": self.average.means,
-            "random": checkpoint.random_state(),
             "train": {"sums": self.sums},
         }
         tensors = {f"{g}:{name}": t for g, values in groups.items() for name, t in values.items()}
@@ -243,7 +245,6 @@ class Trainer:
         self.saved = self.progress.step
         self.loader.set_epoch(self.progress.epoch)
         self.loader.load_state_dict(state["loader"])
-        checkpoint.set_random_state(groups["random"])
         return self.progress.step
 
     def finish(self, log: RunLog) -> None:

@@ -1,0 +1,186 @@
+"""Evaluation of runs, predictions, comparison."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from standin import Standin, make_schema
+
+from kunlun.errors import RunError
+from kunlun.metrics.ne import entropy
+from kunlun.models import io
+from kunlun.training import predictions
+from kunlun.training.compare import compare
+from kunlun.training.evaluate import evaluate, predict
+from kunlun.training.scoring import Scored
+from kunlun.training.trainer import train
+
+
+@pytest.fixture
+def run(data, config, tmp_path):
+    return train(config(), out=tmp_path / "r", quiet=True)
+
+
+def test_evaluation_against_sklearn_on_the_predictions(run, data):
+    found = evaluate(run)
+    table = predictions.read(run / "predictions" / "test.parquet")
+    assert table["row"].tolist() == list(range(300))
+    for task in ("click", "buy"):
+        y, p = table[f"label.{task}"], table[f"p.{task}"]
+        known = ~np.isnan(y)
+        assert found["tasks"][task]["auc"] == pytest.approx(roc_auc_score(y[known], p[known]))
+        assert found["tasks"][task]["logloss"] == pytest.approx(log_loss(y[known], p[known]))
+        assert found["tasks"][task]["rows"] == known.sum()
+    assert json.loads((run / "evaluation.json").read_text()) == found
+
+
+def test_expected_ne_and_floor_against_their_definition(run, data):
+    found = evaluate(run)["tasks"]["click"]
+    truth = data.column("test", "truth.click")
+    p = predictions.read(run / "predictions" / "test.parquet")["p.click"]
+    base = entropy(truth.mean())
+    expected = -(truth * np.log(p) + (1 - truth) * np.log(1 - p)).mean() / base
+    assert found["expected_ne"] == pytest.approx(expected)
+    assert found["floor_ne"] == pytest.approx(np.mean([entropy(t) for t in truth]) / base)
+    assert "floor_ne" not in evaluate(run)["tasks"]["buy"]
+
+
+def test_the_best_model_is_the_one_evaluated(run, data):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    valid = {r["step"]: r["ne"] for r in rows if r["kind"] == "valid"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["train"]["best_step"] == min(valid, key=valid.get)
+    again = evaluate(run, split="valid")["tasks"]
+    assert {t: again[t]["ne"] for t in again} == {t: summary["valid"][t]["ne"] for t in again}
+
+
+def test_slices_partition_the_rows(run, data):
+    found = evaluate(run)["slices"]
+    for by in ("history events", "day", "rows of the group"):
+        parts = [s for s in found if s["by"] == by]
+        assert sum(s["tasks"]["click"]["rows"] for s in parts) == 300
+    assert found[0]["value"] == "0"  # rows without history
+    assert {s["value"] for s in found if s["by"] == "day"} >= {"1970-01-01", "1970-01-13"}
+
+
+def test_other_data_keep_the_runs_own_evaluation(run, data):
+    before = (run / "evaluation.json").read_text()
+    evaluate(run, "elsewhere/today")
+    assert (run / "evaluation.json").read_text() == before
+    assert (run / "evaluation_today.json").is_file()
+    assert (run / "predictions" / "today_test.parquet").is_file()
+
+
+def test_predict_without_labels(run, data, tmp_path):
+    for name in ("click", "buy"):
+        data.columns["test"][name] = np.full(300, np.nan, dtype=np.float32)
+    file = predict(run, out=tmp_path / "p.parquet")
+    table = pq.read_table(file)
+    assert table["label.click"].null_count == 300
+    assert 0 < table["p.click"].to_numpy().min() < table["p.click"].to_numpy().max() < 1
+    assert evaluate(run)["tasks"]["click"]["ne"] is None
+
+
+FOREIGN = {
+    "sizes": (
+        lambda: Standin(schema=make_schema(items=31)),
+        r"cannot read these data: .*item is \('categorical', \(31, 4\)\), "
+        r"the model has \('categorical', \(30, 4\)\).*--like",
+    ),
+    "encoders": (
+        lambda: Standin(manifest={"encoders": "other"}),
+        r"its encoders .* are not those of the training data",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_foreign_data_are_refused_by_name(run, data, case):
+    make, message = FOREIGN[case]
+    with pytest.raises(RunError, match=message):
+        evaluate(run, dataset=make())
+
+
+def test_missing_runs_and_models_are_clear(tmp_path, data, config):
+    with pytest.raises(RunError, match=r"nowhere: no such run directory"):
+        evaluate(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"not a run directory, it has no config\.yaml"):
+        evaluate(tmp_path)
+    run = train(config(max_steps=1), out=tmp_path / "r", quiet=True)
+    (run / "model" / "config.json").unlink()
+    with pytest.raises(RunError, match=r"no model yet; go on with `kunlun train .*--resume`"):
+        evaluate(run)
+
+
+def test_no_valid_and_no_test_rows(data, config, tmp_path, monkeypatch):
+    from kunlun.training import source
+
+    bare = Standin(sizes={"train": 100, "valid": 0, "test": 0})
+    monkeypatch.setattr(source, "open_data", lambda name: bare)
+    run = train(config(), out=tmp_path / "r", quiet=True)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["test"]["click"]["ne"] is None
+    assert summary["test"]["click"]["undefined"]["ne"] == "no rows with a known label"
+    assert summary["train"]["best_step"] == summary["train"]["steps"]
+    assert io.load(run / "model") is not None
+
+
+def write_predictions(run, noise, seed, n=2000):
+    draw = torch.Generator().manual_seed(0)
+    z = torch.randn(n, 1, generator=draw) * 2
+    labels = (torch.rand(n, 1, generator=draw) < z.sigmoid()).float()
+    labels[::50] = torch.nan
+    z = z + noise * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed))
+    longs = torch.arange(n)
+    scored = Scored(z, labels, torch.ones(n), longs // 5, longs, longs)
+    predictions.write(scored, ["click"], run / "predictions" / "test.parquet")
+    return run
+
+
+@pytest.mark.parametrize("by", ["group", "row"])
+def test_compare_finds_the_better_run(tmp_path, by):
+    good, bad = write_predictions(tmp_path / "a", 0.1, 1), write_predictions(tmp_path / "b", 2.0, 2)
+    found = compare(good, bad, by=by, draws=200)["tasks"]["click"]
+    a, b = (predictions.read(r / "predictions" / "test.parquet") for r in (good, bad))
+    known = ~np.isnan(a["label.click"])
+    y = a["label.click"][known]
+    assert found["auc"]["a"] == pytest.approx(roc_auc_score(y, a["p.click"][known]))
+    expected = log_loss(y, b["p.click"][known]) - log_loss(y, a["p.click"][known])
+    assert found["logloss"]["difference"] == pytest.approx(expected)
+    for name in ("logloss", "ne", "auc"):
+        assert found[name]["better"] == "a"
+        assert found[name]["low"] < found[name]["difference"] < found[name]["high"]
+    assert found["units"] == (400 if by == "group" else 1960)
+
+
+def test_compare_of_equals_finds_nothing(tmp_path):
+    runs = [write_predictions(tmp_path / n, 0.5, seed) for n, seed in (("a", 1), ("b", 2))]
+    found = compare(*runs, draws=200)["tasks"]["click"]
+    assert [found[m]["better"] for m in ("logloss", "ne", "auc")] == [None] * 3
+    same = compare(runs[0], runs[0], draws=20)["tasks"]["click"]
+    assert (same["auc"]["low"], same["auc"]["high"]) == (0.0, 0.0)
+
+
+def test_bootstrap_interval_covers_the_sampling_error(tmp_path):
+    """Against the textbook standard error of a mean of independent rows."""
+    runs = [write_predictions(tmp_path / n, noise, 3) for n, noise in (("a", 0.0), ("b", 1.0))]
+    found = compare(*runs, by="row", draws=1000)["tasks"]["click"]["logloss"]
+    a, b = (predictions.read(r / "predictions" / "test.parquet") for r in runs)
+    y = a["label.click"]
+    each = [-np.log(np.where(y == 1, x["p.click"], 1 - x["p.click"])) for x in (a, b)]
+    difference = (each[1] - each[0])[~np.isnan(y)]
+    error = difference.std() / len(difference) ** 0.5
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_compare_refuses_other_rows_and_missing_predictions(tmp_path):
+    a, b = write_predictions(tmp_path / "a", 0, 1), write_predictions(tmp_path / "b", 0, 1, n=1999)
+    with pytest.raises(RunError, match=r"evaluated on different rows \('row' differs\)"):
+        compare(a, b)
+    with pytest.raises(RunError, match=r"no predictions; run `kunlun evaluate .*/c` first"):
+        compare(a, tmp_path / "c")
