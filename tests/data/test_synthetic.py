@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +21,11 @@ from kunlun.data.synthetic import (
     SyntheticConfig,
     generate,
     make_lab,
+    synthesize,
     write_raw,
 )
-from kunlun.data.synthetic.simulate import simulate
+from kunlun.data.synthetic.measure import normalised_entropy, spectrum
+from kunlun.data.synthetic.simulate import _build, simulate
 from kunlun.data.synthetic.timeline import make_timelines
 from kunlun.errors import ConfigError, DataError
 from kunlun.features.schema import Schema
@@ -224,14 +229,15 @@ def test_hidden_content_is_not_written(tmp_path: Path) -> None:
     assert "x0" not in schema.features
 
 
-def test_same_configuration_same_bytes(tmp_path: Path) -> None:
-    small = replace(TINY, users=20)
+def test_same_configuration_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kunlun.data.synthetic.simulate.PILOT_IMPRESSIONS", 9000)
+    small = replace(TINY, users=20, seed=8)
     for name in ("a", "b"):
-        make_lab.cache_clear()
+        _build.cache_clear()
         write_raw(small, tmp_path / name)
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
-    other = columns(replace(small, seed=1))["item_id"]
+    other = columns(replace(small, seed=9))["item_id"]
     assert not np.array_equal(columns(small)["item_id"], other)
 
 
@@ -261,9 +267,20 @@ def test_later_events_never_change_earlier_probabilities() -> None:
     assert (before.p_click[:, cut + 1 :] != changed.p_click[:, cut + 1 :]).mean() > 0.9
 
 
-def test_write_refuses_an_existing_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="exists already; choose another folder"):
-        write_raw(TINY, tmp_path)
+@pytest.mark.parametrize("write", [write_raw, synthesize])
+def test_write_refuses_an_occupied_folder(
+    write: Callable[[SyntheticConfig, Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(DataError, match="exists already; choose another"):
+        write(TINY, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kunlun.data.synthetic.write._items", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_raw(replace(TINY, users=5), tmp_path / "raw")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,3 +304,31 @@ def test_configuration_from_yaml_values() -> None:
     values = {**TINY.to_dict(), "windows": [20, 12, 6]}
     assert parse(SyntheticConfig, values, "x.yaml") == TINY
     assert TINY.with_samples(1000).samples >= 1000
+
+
+def test_knowing_more_skills_lowers_the_entropy() -> None:
+    known = spectrum(replace(TINY, skills=32, sequence_skills=24), [0, 1, 2, 4, 8, 16, 32], 300)
+    values = list(known.values())
+    assert values[0] == pytest.approx(1.0, abs=1e-6)
+    assert all(later < earlier - 0.003 for earlier, later in itertools.pairwise(values[:-1]))
+    assert values[-1] < values[-2] < 0.75
+
+
+@pytest.mark.parametrize(("preset", "floor"), [("tiny", 0.7096), ("demo", 0.6705)])
+def test_floor_of_preset(preset: str, floor: float) -> None:
+    """Another value means another world: results on the old one no longer compare."""
+    p = columns(PRESETS[preset])["p_click"]
+    assert normalised_entropy(p) == pytest.approx(floor, abs=0.002)
+    assert p.mean() == pytest.approx(0.25, abs=0.01)
+
+
+def test_synthesize_writes_a_dataset_with_its_floor(tmp_path: Path) -> None:
+    manifest = synthesize(TINY, tmp_path / "data")
+    assert json.loads((tmp_path / "data" / "manifest.json").read_text()) == json.loads(
+        json.dumps(manifest)
+    )
+    assert manifest["synthetic"]["config"] == TINY.to_dict()
+    data = columns(TINY)
+    floor = entropy(data["p_click"].astype(float)).mean() / entropy(data["click"].mean())
+    assert manifest["synthetic"]["ne_floor"] == pytest.approx(floor, abs=1e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

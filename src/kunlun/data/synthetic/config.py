@@ -85,13 +85,19 @@ PRESETS: dict[str, SyntheticConfig] = {
     ),
     # Steep spectrum, few items: a small model gains visibly within two minutes on a CPU.
     "demo": SyntheticConfig(
-        users=4000, items=1024, skills=24, sequence_skills=12, spectrum=1.0, history=(20, 12, 6)
+        users=4000,
+        items=1024,
+        skills=24,
+        sequence_skills=12,
+        sequence_share=0.7,
+        spectrum=1.0,
+        history=(20, 12, 6),
     ),
     # Flat spectrum, many rough skills: quality keeps rising with compute.
     "lab": SyntheticConfig(users=100_000),
     # Histories of more than a thousand events, and skills that look that far back.
     "long": SyntheticConfig(
-        users=1500,
+        users=1000,
         skills=48,
         sequence_skills=24,
         steps=1500,

@@ -73,9 +73,9 @@ class PooledState:
         self.decay = np.exp(-gap[..., None] * tables.rate)  # [U, T, 3]
         self.same_session = line.session_start < line.time
 
-    def score(self, t: int) -> tuple[F32, F32, F32, F32]:
-        """Before step t's label is known: f of the state skills [U, H], f of CONTEXT, tanh states
-        [U, H] and conversion logit without its constant [U]."""
+    def score(self, t: int) -> tuple[F32, F32, F32]:
+        """Before step t's label is known: f of the state skills [U, H], f of CONTEXT, and
+        the conversion logit without its bias [U]."""
         tables, item = self.tables, self.line.item[:, t]
         decay = self.decay[:, t]
         self.u *= decay @ tables.by_memory
@@ -92,7 +92,7 @@ class PooledState:
         f *= state
         conversion = 0.6 * (state @ tables.conversion) + f @ tables.conversion
         f[:, tables.mixed] *= 0.6 + q[:, context:]
-        return f, f_context, state, conversion
+        return f, f_context, conversion
 
     def update(self, t: int, happened: F32) -> None:
         """Take in the events of step t: happened [U, 3] is 1 per event type."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -41,15 +41,16 @@ class Outcome:
     conversion: Array  # bool; only where clicked
 
 
-@dataclass
 class Record:
-    """What the pilot and analyses look at: rows are labelled impressions, step-major per block."""
+    """What the pilot and analyses look at: the labelled steps [U, S] of a simulation."""
 
-    pooled: list[Array] = field(default_factory=list)  # [n, K] skills f
-    sequence: list[Array] = field(default_factory=list)  # [n, S]
-    state: list[Array] = field(default_factory=list)  # [n, K] tanh states, 0 for CONTEXT
-    sums: list[Array] = field(default_factory=list)  # [n, K] shrunk means, 0 for CONTEXT
-    conversion: list[Array] = field(default_factory=list)  # [n] conversion logits without bias
+    def __init__(self, world: World, users: int) -> None:
+        shape = (users, world.config.steps - world.config.burn_in)
+        skills, sequence = len(world.pooled.weight), len(world.sequence.weight)
+        self.pooled: F32 = np.zeros((*shape, skills), np.float32)  # f_k
+        self.sums: F32 = np.zeros((*shape, skills), np.float32)  # ubar_k, 0 for CONTEXT
+        self.sequence: F32 = np.zeros((*shape, sequence), np.float32)  # f_k, 0 at share 0
+        self.conversion: F32 = np.zeros(shape, np.float32)  # logit without its bias
 
 
 def simulate(
@@ -71,7 +72,7 @@ def simulate(
         sequence = SequenceState(sequence_tables, part) if sequence_tables else None
         happened = np.empty((len(part.user_id), len(EVENT_TYPES)), np.float32)
         for t in range(steps):
-            f, f_context, state, conversion_sum = pooled.score(t)
+            f, f_context, conversion_sum = pooled.score(t)
             logit = f @ pooled_tables.coef + f_context @ pooled_tables.coef_context
             f_sequence = sequence.score(t) if sequence else None
             if f_sequence is not None:
@@ -81,10 +82,13 @@ def simulate(
             click[rows, t] = part.click_draw[:, t] < p[rows, t]
             conversion[rows, t] = click[rows, t] & (part.conversion_draw[:, t] < pc[rows, t])
             if record is not None and t >= world.config.burn_in:
-                _note(record, pooled, f, f_context, state)
-                record.conversion.append(conversion_sum)
+                at = (rows, t - world.config.burn_in)
+                record.pooled[at][:, pooled_tables.state] = f
+                record.pooled[at][:, pooled_tables.context] = f_context
+                record.sums[at][:, pooled_tables.state] = pooled.sums()
+                record.conversion[at] = conversion_sum
                 if f_sequence is not None:
-                    record.sequence.append(f_sequence.T)
+                    record.sequence[at] = f_sequence.T
             happened[:, 0] = ~click[rows, t]
             happened[:, 1] = click[rows, t]
             happened[:, 2] = conversion[rows, t]
@@ -98,19 +102,6 @@ def _sigmoid(logit: F32) -> F32:
     return np.asarray(1 / (1 + np.exp(-np.clip(logit, -LOGIT_CAP, LOGIT_CAP))), np.float32)
 
 
-def _note(record: Record, pooled: PooledState, f: F32, f_context: F32, state: F32) -> None:
-    """Keep a step's skills in the order of k."""
-    tables = pooled.tables
-    shape = (len(f), len(tables.state) + len(tables.context))
-    every, states, sums = (np.zeros(shape, np.float32) for _ in range(3))
-    every[:, tables.state], every[:, tables.context] = f, f_context
-    states[:, tables.state] = state
-    sums[:, tables.state] = pooled.sums()
-    record.pooled.append(every)
-    record.state.append(states)
-    record.sums.append(sums)
-
-
 @dataclass(frozen=True)
 class Lab:
     """A world with its constants: all that decides the labels of a timeline."""
@@ -120,26 +111,30 @@ class Lab:
     split: tuple[int, int]  # ms: begin of valid and of test, at 80 % and 90 % of the samples
 
 
-@lru_cache(maxsize=4)
 def make_lab(config: SyntheticConfig) -> Lab:
     """Build the world and fit its constants on the pilot of (seed, 1); seconds, cached."""
-    config = replace(config, users=1)  # the population's size never changes the world
+    # What a population's size and a reader's view cannot change is built once.
+    return _build(replace(config, users=1, content="visible", history=(1, 1, 1)))
+
+
+@lru_cache(maxsize=4)
+def _build(config: SyntheticConfig) -> Lab:
     world = make_world(config)
     users = max(48, PILOT_IMPRESSIONS // config.steps)
     many = make_timelines(config, np.random.default_rng([config.seed, 1]), 4 * users)
     line = many.rows(slice(0, users))
     fitted = calibrate.first_guess(world)
     for part, rate in PILOT_ROUNDS:
-        record = Record()
-        simulate(world, fitted, line.rows(slice(0, int(part * users))), record)
-        n = len(record.pooled)
+        rows = slice(0, int(part * users))
+        record = Record(world, rows.stop)
+        simulate(world, fitted, line.rows(rows), record)
         right = calibrate.fit(
             world,
             fitted,
-            f_pooled=np.concatenate(record.pooled),
-            f_sequence=np.concatenate(record.sequence) if record.sequence else np.zeros((n, 0)),
-            ubar_sd=np.concatenate(record.sums).std(axis=0),
-            conversion=np.concatenate(record.conversion),
+            f_pooled=record.pooled.reshape(-1, config.skills),
+            f_sequence=record.sequence.reshape(-1, config.sequence_skills),
+            ubar_sd=record.sums.reshape(-1, config.skills).std(axis=0),
+            conversion=record.conversion,
         )
         fitted = calibrate.blend(fitted, right, rate)
     valid, test = np.quantile(many.time[:, config.burn_in :], [0.8, 0.9])

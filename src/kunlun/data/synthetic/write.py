@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kunlun.data.directory import check_free, whole
 from kunlun.data.synthetic.config import SyntheticConfig
 from kunlun.data.synthetic.simulate import Chunk, generate, make_lab
 from kunlun.data.synthetic.world import DENSE, EVENT_TYPES, Array, World
-from kunlun.errors import DataError
 
 _IMPRESSION_COLUMNS = {
     "user_id": pa.int64(),
@@ -37,9 +35,10 @@ _EVENT_TYPE = pa.dictionary(pa.int8(), pa.string())
 def write_raw(config: SyntheticConfig, out: Path) -> None:
     """Write impressions, events, users and items as Parquet, and the schema.yaml that reads them.
 
-    Streams chunk by chunk; `out` appears complete or not at all. Raises DataError if it exists.
+    Streams chunk by chunk; `out` appears complete or not at all. Raises DataError if it exists
+    and is not empty.
     """
-    with _folder(out) as temporary:
+    with whole(out) as temporary:
         world = make_lab(config).world
         writers = {
             name: pq.ParquetWriter(temporary / f"{name}.parquet", schema)
@@ -57,31 +56,42 @@ def write_raw(config: SyntheticConfig, out: Path) -> None:
         finally:
             for writer in writers.values():
                 writer.close()
-        pq.write_table(_items(world), temporary / "items.parquet")
+        pq.write_table(_items(config, world), temporary / "items.parquet")
         (temporary / "schema.yaml").write_text(_schema_text(config))
 
 
 def synthesize(config: SyntheticConfig, out: Path) -> dict[str, Any]:
-    """Write a ready dataset directory; returns its manifest, which names the configuration.
+    """Write a ready dataset directory; returns its manifest.
 
-    The raw logs live in a temporary folder beside `out` and are removed at the end.
+    Its key "synthetic" holds the configuration and the click label's floor over all splits. The
+    raw logs live in a temporary folder beside `out` and are removed at the end.
     """
-    import importlib
+    from kunlun.data.prepare import prepare
 
-    prepare: Callable[[Path, Path], dict[str, Any]] = importlib.import_module(
-        "kunlun.data.prepare"
-    ).prepare
-    raw = out.parent / f".{out.name}.raw-{os.getpid()}"
+    check_free(out)
+    raw = out.with_name(f"{out.name}.raw-{os.getpid()}")
     try:
         write_raw(config, raw)
         manifest = prepare(raw / "schema.yaml", out)
     finally:
         shutil.rmtree(raw, ignore_errors=True)
-    manifest = {**manifest, "synthetic": config.to_dict()}
+    manifest = {
+        **manifest,
+        "synthetic": {"config": config.to_dict(), "ne_floor": _overall_floor(manifest)},
+    }
     partial = out / ".manifest.json"
     partial.write_text(json.dumps(manifest, indent=2) + "\n")
     os.replace(partial, out / "manifest.json")
     return manifest
+
+
+def _overall_floor(manifest: dict[str, Any]) -> float:
+    """Normalised entropy of the true p over all splits together."""
+    splits = [split["labels"]["click"] for split in manifest["splits"].values()]
+    rows = np.array([s["known"] for s in splits])
+    loss = np.array([s["ne_floor"] * s["entropy"] for s in splits]) @ rows / rows.sum()
+    rate = np.array([s["rate"] for s in splits]) @ rows / rows.sum()
+    return float(loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
 def raw_schema(config: SyntheticConfig) -> dict[str, Any]:
@@ -200,27 +210,13 @@ def _users(chunk: Chunk) -> pa.Table:
     return pa.table(columns, schema=_users_schema())
 
 
-def _items(world: World) -> pa.Table:
+def _items(config: SyntheticConfig, world: World) -> pa.Table:
     columns: dict[str, Array] = {
-        "item_id": np.arange(world.config.items),
+        "item_id": np.arange(config.items),
         "category": world.category.astype(np.int16),
         "subcategory": world.subcategory.astype(np.int16),
     }
-    if world.config.content == "visible":
-        for i in range(world.config.latent):
+    if config.content == "visible":
+        for i in range(config.latent):
             columns[f"x{i}"] = np.ascontiguousarray(world.content[:, i])
     return pa.table(columns)
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` on success."""
-    if out.exists():
-        raise DataError("exists already; choose another folder or remove it", file=out)
-    temporary = out.parent / f".{out.name}.tmp-{os.getpid()}"
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
