@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kunlun.ops.tiles import Rows
+from kunlun.ops.tiles import Rows, room, whole
 
 LOG2_E = math.log2(math.e)
 """Scores are scaled by it inside their product, so that weights are powers of 2: torch's exp is
@@ -26,6 +26,25 @@ def max_over_keys(scores: Tensor) -> Tensor:
         half = (half + 1) // 2
         top = torch.maximum(top[:, :half], top[:, -half:])
     return top
+
+
+def exponentiate_(scores: Tensor, base: Tensor) -> Tensor:
+    """scores becomes 2^(scores - base); scores [N, K, R] made by room, base [N, 1, R]."""
+    scores.sub_(base)
+    whole(scores).exp2_()
+    return scores
+
+
+def sum_over_keys(weights: Tensor) -> Tensor:
+    """[N, K, R] -> [N, 1, R] made by room."""
+    total = room(weights, weights.shape[0], 1, weights.shape[2])
+    return torch.sum(weights, 1, keepdim=True, out=total)
+
+
+def log2_sum_(top: Tensor, total: Tensor) -> Tensor:
+    """top + log2(total), the log2-sum-exp2 of scores; total made by room is used up."""
+    whole(total).log2_()
+    return total.add_(top)
 
 
 def padding_bias(tile: Rows, keys: Tensor) -> Tensor | None:

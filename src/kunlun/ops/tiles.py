@@ -10,6 +10,7 @@ Legend: G samples of a tile, T padded rows of each, H heads, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 SCORES = 128 * 1024
 """Scores of a tile: a few buffers of it stay in a core's cache, and dwarf the cost of a call."""
+
+_VECTORS = 64  # a multiple of the elements torch's vectorized loops take at a time
 
 _LONGEST_BUCKET = 256  # longer samples fill a tile alone, so rounding their length gains nothing
 
@@ -161,9 +164,25 @@ def slices(rows: int, scores_a_row: int, least: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
+def room(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised memory for a tile, filled up to whole vectors; see whole."""
+    size = math.prod(shape)
+    return like.new_empty(-(-size // _VECTORS) * _VECTORS)[:size].view(shape)
+
+
+def whole(tile: Tensor) -> Tensor:
+    """All the memory behind a tile made by room, flat, for element-wise functions.
+
+    Torch computes the last elements, those that fill no vector, by scalar code whose bits differ.
+    Which ones are last must not depend on how many samples share the tile.
+    """
+    size = tile.numel()
+    return tile.as_strided((-(-size // _VECTORS) * _VECTORS,), (1,))
+
+
 def product(a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
-    """factor * a b; the factor costs nothing inside the product."""
-    out = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    """factor * a b in memory made by room; the factor costs nothing inside the product."""
+    out = room(a, a.shape[0], a.shape[1], b.shape[2])
     return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
 
 

@@ -25,6 +25,7 @@ from kunlun.ops.tiles import (
     product,
     slices,
     unpacked,
+    whole,
 )
 
 _MIN_ROWS = 32  # of a slice through one long sample; thinner products waste the core
@@ -126,7 +127,7 @@ def _activate_(
 ) -> None:
     """Activates [N, R, K] in place; with `slope`, also multiplies that by the derivative."""
     if len(set(names)) == 1:
-        _run_(names[0], scores, slope)
+        _run_(names[0], whole(scores), None if slope is None else whole(slope))
         return
     samples = scores.shape[0] // kv_heads
     by_head = scores.view(samples, len(names), -1, scores.shape[2])

@@ -11,7 +11,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kunlun.ops.softmax import LOG2_E, max_over_keys, padding_bias
+from kunlun.ops.softmax import (
+    LOG2_E,
+    exponentiate_,
+    log2_sum_,
+    max_over_keys,
+    padding_bias,
+    sum_over_keys,
+)
 from kunlun.ops.tiles import (
     SCORES,
     Packing,
@@ -69,7 +76,7 @@ def forward(
         assert state is not None
         top, total, result = state
         out_tile.save(result.div_(total.mT), out)
-        out_tile.save(top.add_(total.log2_()).mT, lse)
+        out_tile.save(log2_sum_(top, total).mT, lse)
     return unpacked(out, n, s, heads, width), unpacked(lse, n, s, heads)
 
 
@@ -103,7 +110,7 @@ def backward(
             weights = product(keys[:, part], queries.mT, scale * LOG2_E)
             if bias is not None:
                 weights.add_(bias[:, part])
-            weights.sub_(row_lse).exp2_()
+            exponentiate_(weights, row_lse)
             slope = product(values[:, part], grads.mT).sub_(row_delta).mul_(weights)
             dk_parts.append(product(slope, queries, scale))
             dv_parts.append(product(weights, grads))
@@ -128,8 +135,8 @@ def _read(
     top = max_over_keys(scores)
     if state is not None:
         top = torch.maximum(top, state[0])
-    scores.sub_(top).exp2_()
-    total, result = scores.sum(1, keepdim=True), product(scores.mT, values)
+    total = sum_over_keys(exponentiate_(scores, top))
+    result = product(scores.mT, values)
     if state is not None:
         shrink = (state[0] - top).exp2_()
         total.addcmul_(state[1], shrink)

@@ -16,7 +16,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kunlun.ops.softmax import BANNED, LOG2_E, max_over_keys, padding_bias
+from kunlun.ops.softmax import (
+    BANNED,
+    LOG2_E,
+    exponentiate_,
+    log2_sum_,
+    max_over_keys,
+    padding_bias,
+    sum_over_keys,
+)
 from kunlun.ops.tiles import (
     SCORES,
     Packing,
@@ -78,10 +86,9 @@ def forward(
             scores = product(keys[:, reach], fold(queries, part, share).mT, scale * LOG2_E)
             _mask_(scores, part, reach, window, causal, bias)
             top = max_over_keys(scores)
-            scores.sub_(top).exp2_()
-            total = scores.sum(1, keepdim=True)
+            total = sum_over_keys(exponentiate_(scores, top))
             results.append(product(scores.mT, values[:, reach]).div_(total.mT))
-            sums.append(top.add_(total.log2_()).mT)
+            sums.append(log2_sum_(top, total).mT)
         q_tile.save(join(results, len(queries)), out)
         q_tile.save(join(sums, len(queries)), lse)
     return unpacked(out, *q.shape), unpacked(lse, *q.shape[:2])
@@ -119,7 +126,7 @@ def backward(
             weights = product(keys[:, reach], q_part.mT, scale * LOG2_E)
             _mask_(weights, part, reach, window, causal, bias)
             row_lse, row_delta = fold(stats, part, share).mT.contiguous().split(1, dim=1)
-            weights.sub_(row_lse).exp2_()
+            exponentiate_(weights, row_lse)
             slope = product(values[:, reach], grad_part.mT)
             slope.sub_(row_delta).mul_(weights)
             results.append(product(slope.mT, keys[:, reach], scale))
