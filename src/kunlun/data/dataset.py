@@ -107,7 +107,7 @@ class Dataset:
     def read(self, split: str, chunks: Sequence[Chunk], names: list[str]) -> Columns:
         """Columns of some row groups, one after another in the order given."""
         parts = [self._read(split, c.file, c.group, names) for c in chunks]
-        return {name: _concat([part[name] for part in parts]) for name in names}
+        return {name: concat([part[name] for part in parts]) for name in names}
 
     def _read(self, split: str, file: int, group: int | None, names: list[str]) -> Columns:
         path = self.files(split)[file]
@@ -178,7 +178,8 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any] | Ragged:
     return found
 
 
-def _concat(parts: list[NDArray[Any] | Ragged]) -> NDArray[Any] | Ragged:
+def concat(parts: list[NDArray[Any] | Ragged]) -> NDArray[Any] | Ragged:
+    """Columns one after another."""
     if len(parts) == 1:
         return parts[0]
     ragged = [p for p in parts if isinstance(p, Ragged)]

@@ -37,13 +37,11 @@ class EventTable:
     time: Int64
     source: Int64
     offsets: Int64  # [users + 1]
+    past: Past
 
     def cut(self, users: Int32, times: Int64) -> Int64:
         """End of each user's events strictly before `times`; int64 [n of users]."""
-        return self._past.before(users, times)
-
-    def __post_init__(self) -> None:
-        self._past = Past(self.user, self.time)
+        return self.past.before(users, times)
 
 
 def build(log: Log, kind: str, *, allow_absent: bool = False) -> EventTable:
@@ -75,10 +73,11 @@ def build(log: Log, kind: str, *, allow_absent: bool = False) -> EventTable:
         user, item = np.concatenate([seed_user, user]), np.concatenate([seed_item, item])
         time = np.concatenate([seed_time, time])
         source = np.concatenate([np.full(len(seed_user), -1, np.int64), rows])
-    order = np.lexsort((time, user))  # stable: seeds, then source rows
+    past = Past(user, time)  # stable: seeds, then source rows
     counts = np.bincount(user, minlength=len(log.users))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return EventTable(user[order], item[order], time[order], source[order], offsets)
+    order = past.order
+    return EventTable(user[order], item[order], time[order], source[order], offsets, past)
 
 
 def write(path: Path, columns: dict[str, NDArray[np.generic]]) -> None:

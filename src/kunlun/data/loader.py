@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from kunlun.data.collate import Assembler, take
-from kunlun.data.dataset import Chunk, Columns, Dataset, _concat
+from kunlun.data.dataset import Chunk, Columns, Dataset, concat
+from kunlun.data.packed import Packed, pack, unpack
 from kunlun.data.values import Int64
 from kunlun.errors import ConfigError, RunError
 from kunlun.features.batch import Batch
@@ -108,12 +109,20 @@ class Loader:
         indices = range(start, len(self))
         if self.workers == 0:
             for k in indices:
-                yield batches[k]
+                yield batches.make(k)
             return
         batches.forget()
-        yield from DataLoader(
-            batches, batch_size=None, sampler=indices, num_workers=self.workers, prefetch_factor=4
+        # Worker w makes the batches k = w modulo `workers`; they arrive in order.
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=indices,
+            num_workers=self.workers,
+            prefetch_factor=4,
+            collate_fn=_as_it_is,
         )
+        for packed in loader:
+            yield unpack(packed)
 
 
 class _Plan:
@@ -172,8 +181,12 @@ class _Plan:
         }
 
 
-class _Batches(TorchDataset[Batch]):
-    """Batch k by index; keeps the windows last read."""
+def _as_it_is(packed: Any) -> Any:
+    return packed
+
+
+class _Batches(TorchDataset[Packed]):
+    """Batch k by index, packed for the way between processes; keeps the windows last read."""
 
     def __init__(self, dataset: Dataset, split: str, plan: _Plan, group_requests: bool) -> None:
         self.dataset, self.split, self.plan = dataset, split, plan
@@ -192,7 +205,11 @@ class _Batches(TorchDataset[Batch]):
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, k: int) -> Batch:
+    def __getitem__(self, k: int) -> Packed:
+        return pack(self.make(k))
+
+    def make(self, k: int) -> Batch:
+        """Batch k of the epoch."""
         if self._assemble is None:
             self._assemble = Assembler(self.dataset, group_requests=self.group_requests)
         if self._epoch != self.epoch:
@@ -210,7 +227,7 @@ class _Batches(TorchDataset[Batch]):
             rows = order[position - first : last - first]
             parts.append({name: take(values, rows) for name, values in columns.items()})
             position = last
-        joined = {name: _concat([p[name] for p in parts]) for name in self._assemble.names}
+        joined = {name: concat([p[name] for p in parts]) for name in self._assemble.names}
         return self._assemble(joined)
 
     def _window(self, index: int) -> tuple[Columns, Int64]:

@@ -60,7 +60,7 @@ def _split(
 ) -> dict[str, Any]:
     return {
         "rows": len(rows),
-        "users": len(np.unique(log.user[rows])),
+        "users": int(np.count_nonzero(np.bincount(log.user[rows]))),
         "time": [int(log.time[rows[0]]), int(log.time[rows[-1]])] if len(rows) else None,
         "labels": {
             name: _label(y[rows], truths[name][rows] if name in truths else None)

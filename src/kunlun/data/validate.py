@@ -1,0 +1,18 @@
+"""Check a schema against its logs without writing anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kunlun.data.prepare import assemble
+
+
+def validate(schema_path: Path, root: Path | None = None) -> dict[str, Any]:
+    """Run every check of `prepare`, down to fitting and encoding; returns the manifest it would
+    write.
+
+    root: folder that relative files start from; default: the schema's.
+    Raises: SchemaError, ConfigError or DataError, one line naming file, column and row.
+    """
+    return assemble(schema_path, root=root).manifest
