@@ -43,7 +43,8 @@ class Standin:
 
     schema: Schema = field(default_factory=make_schema)
     sizes: dict[str, int] = field(default_factory=lambda: {"train": 600, "valid": 200, "test": 300})
-    manifest: dict[str, Any] = field(default_factory=lambda: {"encoders": "abc"})
+    manifest: dict[str, Any] = field(default_factory=dict)
+    path: str = "nowhere"
     poison: int | None = None  # train row whose price is NaN
 
     def __post_init__(self) -> None:

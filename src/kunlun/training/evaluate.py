@@ -135,8 +135,7 @@ def _encoder_differences(run: Path, dataset: Any) -> list[str]:
     """Vocabularies of equal size may still hold other values: compare the hashes at hand."""
     file = run / "env.json"
     old = json.loads(file.read_text()).get("data", {}).get("encoders") if file.is_file() else None
-    new = dataset.manifest.get("encoders")
-    if old is None or new is None or old == new:
+    if old is None or old == source.encoders_hash(Path(dataset.path) / "encoders"):
         return []
     return ["its encoders (vocabularies, transforms) are not those of the training data"]
 

@@ -57,10 +57,33 @@ def make_loader(dataset: Any, split: str, config: TrainConfig, *, shuffle: bool 
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
-    """What env.json remembers of the data: where, how many rows, hashes."""
+    """What env.json remembers of the data: where, rows by split, hashes of inputs and encoders."""
     manifest = dataset.manifest
-    kept = ("counts", "hashes", "encoders", "time_ranges", "synthetic")
+    splits = {name: split.get("rows") for name, split in manifest.get("splits", {}).items()}
     return {
-        "path": str(getattr(dataset, "path", "")),
-        **{k: manifest[k] for k in kept if k in manifest},
+        "path": str(dataset.path),
+        "rows": splits,
+        "inputs": manifest.get("inputs", {}),
+        "encoders": encoders_hash(Path(dataset.path) / "encoders"),
     }
+
+
+def encoders_hash(folder: Path) -> str:
+    """SHA-256 over what the encoders hold; Parquet by its columns, since its bytes depend on the
+    version that wrote it."""
+    import pyarrow.parquet as pq
+
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*")):
+        digest.update(file.name.encode())
+        if file.suffix != ".parquet":
+            digest.update(file.read_bytes())
+            continue
+        table = pq.read_table(file)
+        for name in table.column_names:
+            column = table[name].combine_chunks()
+            digest.update(f"{name}:{column.type}:{len(column)}".encode())
+            for buffer in column.buffers():
+                if buffer is not None:
+                    digest.update(buffer)
+    return digest.hexdigest()
