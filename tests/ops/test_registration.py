@@ -1,0 +1,150 @@
+"""What torch is told about the operators: schema, tracing, FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from kunlun.ops import flops, gdpa, seed_attention, window_attention
+from kunlun.ops.gdpa.op import gdpa_backward_op, gdpa_op
+from kunlun.ops.seed_attention.op import seed_attention_backward_op, seed_attention_op
+from kunlun.ops.window_attention.op import window_attention_backward_op, window_attention_op
+from tests.ops.helpers import normal, offsets_of
+
+LENGTHS, KEYS = (5, 0, 3, 70), (2, 2, 3, 4)
+H, D, S, W = 2, 8, 3, 4
+
+
+def leaf(rows: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return normal(rows, H, D, seed=seed, dtype=dtype).requires_grad_()
+
+
+def run_gdpa() -> tuple[Tensor, list[Tensor]]:
+    q, k, v = leaf(78), leaf(11, 1), leaf(11, 2)
+    return gdpa(q, k, v, offsets_of(LENGTHS), offsets_of(KEYS)), [q, k, v]
+
+
+def run_window() -> tuple[Tensor, list[Tensor]]:
+    x = [leaf(78, s) for s in range(3)]
+    return window_attention(*x, offsets_of(LENGTHS), window=W), x
+
+
+def run_causal() -> tuple[Tensor, list[Tensor]]:
+    x = [leaf(78, s) for s in range(3)]
+    return window_attention(*x, offsets_of(LENGTHS), window=W, causal=True), x
+
+
+def run_seeds() -> tuple[Tensor, list[Tensor]]:
+    x = [leaf(S), leaf(78, 1), leaf(78, 2)]
+    return seed_attention(*x, offsets_of(LENGTHS)), x
+
+
+def brute_pairs(window: int, causal: bool) -> int:
+    def inside(i: int, j: int) -> bool:
+        return abs(i - j) <= window and not (causal and j > i)
+
+    return sum(inside(i, j) for n in LENGTHS for i in range(n) for j in range(n))
+
+
+PAIRS = {
+    run_gdpa: sum(q * k for q, k in zip(LENGTHS, KEYS, strict=True)),
+    run_window: brute_pairs(W, False),
+    run_causal: brute_pairs(W, True),
+    run_seeds: sum(LENGTHS) * S,
+}
+
+
+@pytest.mark.parametrize("run", PAIRS, ids=lambda f: f.__name__)
+def test_flop_counter_sees_useful_flops_only(
+    run: Callable[[], tuple[Tensor, list[Tensor]]],
+) -> None:
+    with FlopCounterMode(display=False) as forward:
+        out, leaves = run()
+    with FlopCounterMode(display=False) as backward:
+        torch.autograd.grad(out.sum(), leaves)
+    assert forward.get_total_flops() == 4 * H * D * PAIRS[run]
+    assert backward.get_total_flops() == 10 * H * D * PAIRS[run]
+
+
+def test_flop_formulas_take_python_numbers() -> None:
+    assert flops.gdpa_flops(10, 2, 4) == 320
+    assert flops.gdpa_backward_flops(10, 2, 4) == 800
+    assert flops.seed_attention_flops(rows=10, seeds=3, heads=2, dim=4) == 960
+    assert flops.seed_attention_backward_flops(rows=10, seeds=3, heads=2, dim=4) == 2400
+    assert flops.window_attention_flops(7.5, 2, 4) == 240
+    assert flops.rotary_flops(10, 2, 4) == 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("window", [0, 1, 4, 100])
+def test_window_pairs_counts_the_band(length: int, window: int, causal: bool) -> None:
+    inside = [
+        abs(i - j) <= window and not (causal and j > i)
+        for i in range(length)
+        for j in range(length)
+    ]
+    assert flops.window_pairs(length, window, causal) == sum(inside)
+
+
+def test_flops_on_meta_tensors_use_average_lengths() -> None:
+    q, k = torch.empty(80, H, D, device="meta"), torch.empty(20, H, D, device="meta")
+    offsets = torch.empty(5, dtype=torch.int64, device="meta")
+    seeds = torch.empty(S, H, D, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        gdpa(q, k, k, offsets, offsets)
+    assert counter.get_total_flops() == 4 * H * D * 4 * 20 * 5
+    with FlopCounterMode(display=False) as counter:
+        window_attention(q, q, q, offsets, window=W)
+    assert counter.get_total_flops() == 4 * H * D * 4 * flops.window_pairs(20, W)
+    with FlopCounterMode(display=False) as counter:
+        seed_attention(seeds, q, q, offsets)
+    assert counter.get_total_flops() == 4 * H * D * 80 * S
+
+
+def test_gdpa_opcheck() -> None:
+    args = (leaf(78), leaf(11, 1), leaf(11, 2), offsets_of(LENGTHS), offsets_of(KEYS))
+    settings = (",".join(["silu"] * H), 0.5, 1.0)
+    torch.library.opcheck(gdpa_op, (*args, *settings))
+    detached = [x.detach() for x in args]
+    torch.library.opcheck(gdpa_backward_op, (detached[0], *detached, *settings))
+
+
+def test_window_attention_opcheck() -> None:
+    x = [leaf(78, s) for s in range(3)]
+    offsets = offsets_of(LENGTHS)
+    torch.library.opcheck(window_attention_op, (*x, offsets, W, False, 0.3))
+    d = [t.detach() for t in x]
+    out, lse = window_attention_op(*d, offsets, W, False, 0.3)
+    torch.library.opcheck(
+        window_attention_backward_op, (out.clone(), *d, out, lse, offsets, W, False, 0.3)
+    )
+
+
+def test_seed_attention_opcheck() -> None:
+    x = [leaf(S), leaf(78, 1), leaf(78, 2)]
+    offsets = offsets_of(LENGTHS)
+    torch.library.opcheck(seed_attention_op, (*x, offsets, 0.3))
+    d = [t.detach() for t in x]
+    out, lse = seed_attention_op(*d, offsets, 0.3)
+    torch.library.opcheck(seed_attention_backward_op, (out.clone(), *d, out, lse, offsets, 0.3))
+
+
+def test_operators_export_with_dynamic_lengths() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor, k: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+            x = gdpa(x, k, k, rows, keys)
+            x = window_attention(x, x, x, rows, window=W)
+            return seed_attention(k[:1], x, x, rows)
+
+    args = (leaf(78).detach(), leaf(11, 1).detach(), offsets_of(LENGTHS), offsets_of(KEYS))
+    dim = torch.export.Dim
+    n = dim("n", min=3)
+    shapes = ({0: dim("rows")}, {0: dim("keys")}, {0: n}, {0: n})
+    program = torch.export.export(Module(), args, dynamic_shapes=shapes)
+    other = (leaf(9).detach(), leaf(5, 1).detach(), offsets_of((9, 0)), offsets_of((1, 4)))
+    assert torch.equal(program.module()(*other), Module()(*other))
