@@ -134,9 +134,9 @@ class FeatureEmbedding(nn.Module):
 
     def _tokens(self, batch: Batch, rows: dict[tuple[str, str], Tensor]) -> Tensor:
         parts = []
-        for members, weight in zip(self.members.values(), self.maps.values(), strict=True):
+        for width, members in self.members.items():
             x = torch.stack([self._field(self.fields[i], batch, rows) for i in members])
-            parts.append(torch.bmm(x, weight))  # [n, B, D]
+            parts.append(torch.bmm(x, self.maps[str(width)]))  # [n, B, D]
         tokens = torch.cat(parts)[self.order].transpose(0, 1)
         return (tokens + self.bias).contiguous()
 
