@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 
 # One thread a worker: two workers that each start a thread per core slow one another down.
 test: $(INSTALLED)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: $(INSTALLED)
 	@$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ def command(overrides: tuple[str, ...], as_json: bool) -> None:
     The labels of the stream are drawn from a known probability, so the lowest normalised entropy
     (NE) that any model could reach is known too. An earlier run of the same name is replaced.
     """
-    from kunlun.cli.text import plain
+    from kunlun.cli.text import plain, table
     from kunlun.training.config import load_run_config
     from kunlun.training.trainer import train
 
@@ -28,16 +28,16 @@ def command(overrides: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"run": str(run), **summary}, indent=1))
         return
-    click.echo("")
-    for task, found in summary["test"].items():
-        click.echo(
-            f"{task:11} NE {plain(found['ne'])} (floor {plain(found['floor_ne'])}; base rate "
-            f"alone: 1)   AUC {plain(found['auc'])}"
-        )
+    columns = ("ne", "expected_ne", "floor_ne", "auc", "base_rate", "rows")
+    rows = [[t, *(plain(m[c]) for c in columns)] for t, m in summary["test"].items()]
+    click.echo("\n" + table(("test", *columns), rows))
+    click.echo(
+        "ne 1 is the base rate alone; expected_ne is ne with each label replaced by its true"
+    )
+    click.echo("probability; floor_ne is that of the truth itself, the lowest that can be reached")
     spent = summary["train"]
     mfu = "-" if spent["mfu"] is None else f"{spent['mfu']:.1%}"
-    click.echo(f"MFU         {mfu} at {spent['samples_per_s']:,.0f} samples/s")
-    click.echo(f"run         {run}")
+    click.echo(f"\n{spent['samples_per_s']:,.0f} samples/s, MFU {mfu}, run directory {run}")
     click.echo("\nNext:")
     for line in (
         f"kunlun evaluate {run}",

@@ -35,9 +35,15 @@ def command(
     from kunlun.training.evaluate import evaluate
 
     data = data_of(overrides)
+    if against is not None:  # first, so that a mistyped name is noticed at once
+        evaluate(against, data, split)
     found = evaluate(run, data, split)
     if against is not None:
-        evaluate(against, data, split)
         stored = split if data is None else f"{Path(data).name}_{split}"
         found = compare(against, run, stored)
-    print_json(found) if as_json else click.echo(outline(found["tasks"]))
+    if as_json:
+        print_json(found)
+        return
+    if against is not None:
+        click.echo(f"a is {against}, b is {run}; difference is b - a, low to high its 95 % interval")
+    click.echo(outline(found["tasks"]))

@@ -7,12 +7,17 @@ from typing import Any
 
 
 def outline(value: Mapping[str, Any], indent: int = 0) -> str:
-    """A nested mapping, one key a line; a short inner mapping of plain values stays on one."""
+    """A nested mapping, one key a line; a short inner mapping of plain values stays on
+    one, a list of mappings is a table."""
     pad, lines = " " * indent, []
     width = max((len(str(key)) for key in value), default=0)
     for key, entry in value.items():
         if isinstance(entry, Mapping) and (indent == 0 or not _short(entry)):
             lines += [f"{pad}{key}", outline(entry, indent + 2)]
+        elif isinstance(entry, list) and entry and isinstance(entry[0], Mapping):
+            rows = [[plain(row.get(name)) for name in entry[0]] for row in entry]
+            text = table(list(entry[0]), rows)
+            lines += [f"{pad}{key}", *(f"{pad}  {line}" for line in text.splitlines())]
         else:
             lines.append(f"{pad}{key:{width}}  {plain(entry)}")
     return "\n".join(lines)

@@ -72,4 +72,4 @@ def command(
         if as_json:
             click.echo((run / "summary.json").read_text())
         else:
-            click.echo(f"run: {run}; next: kunlun evaluate {run}")
+            click.echo(f"next: kunlun evaluate {run}")

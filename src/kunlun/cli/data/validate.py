@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kunlun.cli.group import verb
+from kunlun.cli.group import json_option, print_json, verb
 
 
 @verb(
@@ -18,9 +18,14 @@ from kunlun.cli.group import verb
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Where the tables lie; default: the schema's."
 )
-def command(schema: Path, root: Path | None) -> None:
+@json_option
+def command(schema: Path, root: Path | None, as_json: bool) -> None:
     """Check a schema and every table it names; write nothing."""
     from kunlun.data.validate import validate
 
-    validate(schema, root=root)
-    click.echo(f"{schema}: ok")
+    manifest = validate(schema, root=root)
+    if as_json:
+        print_json(manifest)
+    else:
+        rows = ", ".join(f"{name} {part['rows']:,}" for name, part in manifest["splits"].items())
+        click.echo(f"{schema}: ok; rows: {rows}")
