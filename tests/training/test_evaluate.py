@@ -72,7 +72,7 @@ def test_other_data_keep_the_runs_own_evaluation(run, data):
     before = (run / "evaluation.json").read_text()
     evaluate(run, "elsewhere/today")
     assert (run / "evaluation.json").read_text() == before
-    assert (run / "evaluation_today.json").is_file()
+    assert (run / "evaluation_today_test.json").is_file()
     assert (run / "predictions" / "today_test.parquet").is_file()
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 
+import pytest
+import standin
 import torch
 
+from kunlun.errors import DataError
+from kunlun.models import io
+from kunlun.training import source
 from kunlun.training.runlog import read_rows
-from kunlun.training.trainer import train
+from kunlun.training.trainer import Trainer, train
 
 TIMES = ("seconds", "samples_per_s", "data_wait", "mfu")
 
@@ -57,3 +63,75 @@ def test_same_seed_same_run_bit_for_bit(data, config, tmp_path):
     assert losses(one) == losses(two)
     weights = [(r / "model" / "model.safetensors").read_bytes() for r in (one, two, other)]
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_average_is_validated_kept_and_follows_its_formula(data, config, tmp_path, monkeypatch):
+    seen = []
+    original = Trainer._step
+
+    def step(self, batch):
+        original(self, batch)
+        seen.append(self.model.head.weight.detach().clone())
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda self: _fill(self))
+    changes = {"ema": 0.5, "max_steps": 3, "evaluate_every": 1.0}
+    run = train(config(**changes), out=tmp_path / "r", quiet=True)
+    mean = torch.full_like(seen[0], 0.1)
+    for weight in seen:
+        mean = 0.5 * mean + 0.5 * weight
+    torch.testing.assert_close(io.load(run / "model").head.weight.detach(), mean)
+
+
+def _fill(linear):
+    for parameter in linear.parameters():
+        torch.nn.init.constant_(parameter, 0.1)
+
+
+def test_bf16_trains(data, config, tmp_path):
+    run = train(config(precision="bf16"), out=tmp_path / "r", quiet=True)
+    rows = read_rows(run, "train")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert io.load(run / "model").head.weight.dtype == torch.float32
+
+
+def test_steps_follow_epochs_and_max_steps(data, config, tmp_path):
+    for changes, steps in (
+        ({"epochs": 0.5}, 6),
+        ({"epochs": 1.3}, 16),
+        ({"epochs": 3.0, "max_steps": 5}, 5),
+    ):
+        run = train(config(**changes), out=tmp_path / str(steps), quiet=True)
+        assert read_rows(run, "train")[-1]["step"] == steps
+
+
+def test_log_rows_are_means_over_their_window(data, config, tmp_path):
+    each = read_rows(train(config(), out=tmp_path / "a", quiet=True), "train")
+    every = read_rows(train(config(log_every=10), out=tmp_path / "b", quiet=True), "train")
+    assert [r["step"] for r in every] == [10, 20, 24]
+    losses_ = [r["loss"] for r in each]
+    expected = [sum(losses_[a:b]) / (b - a) for a, b in ((0, 10), (10, 20), (20, 24))]
+    assert [r["loss"] for r in every] == pytest.approx(expected)
+
+
+def test_data_wait_counts_the_time_blocked_on_the_loader(data, config, tmp_path, monkeypatch):
+    original = standin.StandinLoader.__iter__
+
+    def slow(self):
+        for batch in original(self):
+            if self.shuffle:
+                time.sleep(0.05)
+            yield batch
+
+    monkeypatch.setattr(standin.StandinLoader, "__iter__", slow)
+    run = train(config(epochs=1.0), out=tmp_path / "r", quiet=True)
+    spent = json.loads((run / "summary.json").read_text())["train"]
+    assert spent["data_wait"] * spent["seconds"] >= 12 * 0.05
+    assert spent["data_wait"] <= 1
+
+
+def test_an_empty_train_split_is_a_clear_error(data, config, tmp_path, monkeypatch):
+    empty = standin.Standin(sizes={"train": 0, "valid": 5, "test": 5})
+    monkeypatch.setattr(source, "open_data", lambda name: empty)
+    with pytest.raises(DataError, match=r"the train split has no samples; check split times"):
+        train(config(), out=tmp_path / "r", quiet=True)

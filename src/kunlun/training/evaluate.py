@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kunlun.errors import RunError
+from kunlun.errors import DataError, RunError
 from kunlun.features.schema import Schema
 from kunlun.metrics.ne import cross_entropy, entropy
 from kunlun.models import flops, io
@@ -30,8 +30,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of the run's best model; written to evaluation.json and predictions/SPLIT.parquet.
 
-    data: another dataset directory (prepared with `--like`), default the run's own; its results go
-    to evaluation_NAME.json and predictions/NAME_SPLIT.parquet, beside the run's own.
+    data: another dataset directory (prepared with `--like`), default the run's own. Other data or
+    another split than test go to evaluation_[NAME_]SPLIT.json, predictions/[NAME_]SPLIT.parquet.
     Returns data, split, tasks {task: metrics}, slices, calibration {task: bins}, flops.
     Raises RunError: no run, no model, or data that the model cannot read.
     """
@@ -50,9 +50,9 @@ def evaluate(
     }
     for task, truth in _truths(dataset, split).items():
         found["tasks"][task] |= _against_truth(scored, tasks.index(task), truth)
-    tag = f"{Path(data).name}_" if data is not None else ""
-    write_json(run / (f"evaluation_{Path(data).name}.json" if data else "evaluation.json"), found)
-    predictions.write(scored, tasks, run / "predictions" / f"{tag}{split}.parquet")
+    tag = split if data is None else f"{Path(data).name}_{split}"
+    write_json(run / ("evaluation.json" if tag == "test" else f"evaluation_{tag}.json"), found)
+    predictions.write(scored, tasks, run / "predictions" / f"{tag}.parquet")
     return found
 
 
@@ -83,7 +83,7 @@ def _open(
     """The run's model on its device, its settings, and data it can read."""
     config = rundir.config_of(run)
     if not (run / "model" / "config.json").is_file():
-        raise RunError(f"{run}: no model yet; go on with `kunlun train {run} --resume`")
+        raise RunError(f"{run}: no model yet; go on with `kunlun train {run}/config.yaml --resume`")
     model = io.load(run / "model").to(environment.pick_device(device or config.train.device))
     if dataset is None:
         dataset = source.open_data(data if data is not None else config.data)
@@ -141,9 +141,16 @@ def _encoder_differences(run: Path, dataset: Any) -> list[str]:
 
 
 def _truths(dataset: Any, split: str) -> dict[str, torch.Tensor]:
-    """Task -> true probability of every row, for synthetic data."""
-    tasks = [t for t, label in dataset.schema.labels.items() if label.truth is not None]
-    return {t: torch.from_numpy(dataset.column(split, f"truth.{t}")).double() for t in tasks}
+    """Task -> true probability of every row, for synthetic data that holds it."""
+    found = {}
+    for task, label in dataset.schema.labels.items():
+        if label.truth is not None:
+            try:
+                values = dataset.column(split, f"truth.{task}")
+            except DataError:  # prepared like the training data, from logs without the truth
+                continue
+            found[task] = torch.from_numpy(values).double()
+    return found
 
 
 def _against_truth(scored: Scored, task: int, truth: torch.Tensor) -> dict[str, float | None]:

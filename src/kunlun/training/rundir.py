@@ -41,7 +41,7 @@ def clear(run: Path) -> None:
     """Delete what an earlier run wrote there, and nothing else."""
     for part in PARTS:
         shutil.rmtree(run / part, ignore_errors=True)
-    names = ("metrics.jsonl", "summary.json", "evaluation.json", "events.out.tfevents.*")
+    names = ("metrics.jsonl", "summary.json", "evaluation*.json", "events.out.tfevents.*")
     for name in names:
         for file in run.glob(name):
             file.unlink()
