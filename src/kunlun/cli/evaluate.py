@@ -45,5 +45,5 @@ def command(
         print_json(found)
         return
     if against is not None:
-        click.echo(f"a is {against}, b is {run}; difference is b - a, low to high its 95 % interval")
+        click.echo(f"a is {against}, b is {run}; low to high: 95 % interval of b - a")
     click.echo(outline(found["tasks"]))
