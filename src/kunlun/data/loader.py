@@ -97,6 +97,9 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         start, self._resume = self._resume, 0
         self._consumed = start
+        return self._count(start)
+
+    def _count(self, start: int) -> Iterator[Batch]:
         for batch in self._batches(start):
             self._consumed += 1  # before the consumer works on it, so that a checkpoint counts it
             yield batch
