@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     results = []
     for kernel in arguments.kernels:
         for share in arguments.shares:
@@ -230,7 +231,9 @@ def main() -> None:
             results.append(row)
             print(json.dumps(row), flush=True)
     if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, one thread"
+        about = {"epochs": arguments.epochs, "users": arguments.users, "device": device}
+        arguments.out.write_text(json.dumps({**about, "results": results}, indent=2) + "\n")
 
 
 def to_device(s: Samples) -> Samples:

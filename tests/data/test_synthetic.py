@@ -248,6 +248,7 @@ def test_chunks_are_independent_of_order_and_population(monkeypatch: pytest.Monk
     whole = list(generate(config))
     (second,) = generate(config, [1])
     np.testing.assert_array_equal(whole[1].outcome.p_click, second.outcome.p_click)
+    assert (whole[0].line.item[:28] != whole[1].line.item).mean() > 0.9
     (first,) = generate(replace(config, users=30))
     np.testing.assert_array_equal(whole[0].line.time[:30], first.line.time)
     np.testing.assert_allclose(whole[0].outcome.p_click[:30], first.outcome.p_click, atol=1e-5)

@@ -63,8 +63,8 @@ def simulate(
     users, steps = line.item.shape
     p, pc = np.empty((users, steps), np.float32), np.empty((users, steps), np.float32)
     click, conversion = np.empty((users, steps), bool), np.empty((users, steps), bool)
-    # Blocks small enough for the states to stay in cache.
-    block = max(16, min(256, 10_000 // sum(world.config.windows))) if share else 512
+    # Blocks as large as the states of a step still fit in a core's cache.
+    block = max(64, min(512, 40_000 // sum(world.config.windows))) if share else 512
     for first in range(0, users, block):
         rows = slice(first, min(first + block, users))
         part = line.rows(rows)
