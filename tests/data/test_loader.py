@@ -11,7 +11,7 @@ import torch
 from kunlun.data import loader as loader_module
 from kunlun.data import prepare as prepare_module
 from kunlun.data.dataset import Dataset
-from kunlun.data.loader import Loader
+from kunlun.data.loader import Loader, _Batches
 from kunlun.data.packed import pack, unpack
 from kunlun.data.prepare import prepare
 from kunlun.errors import ConfigError, RunError
@@ -153,6 +153,15 @@ def test_state_of_other_settings(dataset: Dataset) -> None:
     state = Loader(dataset, "train", batch_size=40).state_dict()
     with pytest.raises(RunError, match="loader state: batch_size was 40, is 41 now; resume with"):
         Loader(dataset, "train", batch_size=41).load_state_dict(state)
+
+
+def test_batches_cross_to_a_fresh_process(dataset: Dataset) -> None:
+    """What a spawned worker gets is the pickle of the maker of batches."""
+    maker = _Batches(
+        dataset, "train", Loader(dataset, "train", batch_size=40, shuffle=True).plan, False
+    )
+    copy = pickle.loads(pickle.dumps(maker))
+    assert equal(unpack(copy[3]), maker.make(3))
 
 
 def test_impossible_settings(dataset: Dataset) -> None:

@@ -70,7 +70,11 @@ def test_several_files_and_two_user_tables(tmp_path: Path) -> None:
         rows = {k: v[part] for k, v in raw["impressions"].items()}
         logs.write(tmp_path / "split" / name, {"impressions": rows})
     (tmp_path / "split" / "impressions.parquet").unlink()
-    prepare(path, tmp_path / "data")
+    manifest = prepare(path, tmp_path / "data")
+    assert list(manifest["inputs"])[:2] == [
+        "part1/impressions.parquet",
+        "part2/impressions.parquet",
+    ]
     for split in SPLITS:
         found, batch = whole_split(Dataset.open(tmp_path / "data"), split)
         expected, other = whole_split(whole, split)

@@ -59,7 +59,7 @@ class Assembler:
         return "sample"
 
     def __call__(self, rows: Columns) -> Batch:
-        """Columns `names` of B samples -> Batch on the CPU."""
+        """Columns `names` of B samples -> Batch on the CPU, which keeps those arrays."""
         user, item, time = _plain(rows["user"]), _plain(rows["item"]), _plain(rows["time"])
         index = {"user": user, "item": item}
         categorical, multi = dict[str, Tensor](), dict[str, Jagged]()
@@ -89,10 +89,10 @@ class Assembler:
             numeric=torch.from_numpy(numeric),
             events={kind: self._events(kind, rows, chosen) for kind in self.stores},
             request=None if request is None else torch.from_numpy(request),
-            request_time=_own(time if chosen is None else time[chosen]),
+            request_time=torch.from_numpy(time if chosen is None else time[chosen]),
             labels=torch.from_numpy(np.stack(labels, axis=1)),
-            weights=_own(_plain(rows["weight"])),
-            group=_own(_plain(rows["group"])),
+            weights=torch.from_numpy(_plain(rows["weight"])),
+            group=torch.from_numpy(_plain(rows["group"])),
         )
 
     def _events(self, kind: str, rows: Columns, chosen: Int64 | None) -> EventSequence:
@@ -156,8 +156,3 @@ def _plain(values: NDArray[Any] | Ragged) -> NDArray[Any]:
 
 def _ids(values: NDArray[Any]) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))
-
-
-def _own(values: NDArray[Any]) -> Tensor:
-    """A tensor of its own memory, never a view of the window that the next batch reads."""
-    return torch.from_numpy(np.array(values))

@@ -37,7 +37,7 @@ def describe(
 ) -> dict[str, Any]:
     """The manifest as plain values; the same logs give the same manifest."""
     tables = [log.impressions, log.events, *log.users.tables, *log.items.tables]
-    paths = dict.fromkeys(path for t in tables if t is not None for path in t.paths)
+    inputs = {name: path for t in tables if t is not None for name, path in t.inputs().items()}
     chosen = np.concatenate(list(splits.values()))
     return {
         "kunlun_version": _version(),
@@ -51,7 +51,7 @@ def describe(
             for kind, store in stores.items()
         },
         "tables": {t: {"size": s, "dim": d} for t, (s, d) in schema.table_sizes.items()},
-        "inputs": {path.name: _file(path) for path in paths},
+        "inputs": {name: _file(path) for name, path in inputs.items()},
     }
 
 

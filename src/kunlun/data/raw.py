@@ -36,7 +36,7 @@ class RawTable:
     """
 
     def __init__(self, table: Table, root: Path, where: str) -> None:
-        self.table, self.where = table, where
+        self.table, self.where, self.root = table, where, root
         self.paths = _expand(table.files, root, where)
         self.names = [_names(path) for path in self.paths]
         self._wanted: dict[str, None] = {}
@@ -80,6 +80,13 @@ class RawTable:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         return column
+
+    def inputs(self) -> dict[str, Path]:
+        """Files by their path from the root, or by name if they lie elsewhere."""
+        return {
+            str(p.relative_to(self.root)) if p.is_relative_to(self.root) else p.name: p
+            for p in self.paths
+        }
 
     def locate(self, row: int) -> tuple[Path, int]:
         """Row of the whole table -> file and row in it."""

@@ -57,7 +57,8 @@ def is_text(array: pa.Array) -> bool:
 def canonical(array: pa.Array) -> pa.Array:
     """Keys in one of two types, so that Parquet, CSV and JSON agree: int64, else large_string.
 
-    Booleans and floats that are all whole become int64. Null, NaN and "" are null.
+    Booleans, and floats that are all whole, become int64; what does not fit it becomes text.
+    Null, NaN and "" are null.
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -70,11 +71,12 @@ def canonical(array: pa.Array) -> pa.Array:
         return pa.nulls(len(array), pa.int64())
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
-        whole = pc.all(pc.equal(pc.floor(array), array)).as_py()
-        if whole is not False and pc.max(pc.abs(array)).as_py() not in (float("inf"),):
+        whole = pc.all(pc.equal(pc.floor(array), array)).as_py() is not False
+        if whole and (pc.max(pc.abs(array)).as_py() or 0) < 2**53:
             return array.cast(pa.int64())
         return array.cast(pa.large_string())
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+    huge = pa.types.is_uint64(kind) and (pc.max(array).as_py() or 0) >= 2**63
+    if (pa.types.is_integer(kind) or pa.types.is_boolean(kind)) and not huge:
         return array.cast(pa.int64())
     text = array.cast(pa.large_string())
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
