@@ -57,6 +57,7 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
     (lambda: sum_kron(X, X, X), r"^w: mixes 2 columns, but x has 6$"),
     (lambda: sum_kron(X, X, X[:3].mT), r"^w: 3 terms, but z has 4$"),
     (lambda: rotary(X[..., :5], X[:, 0, :2]), r"^x: width 5 is odd; rotation needs pairs$"),
+    (lambda: rotary(X, X[:, 0, :3].to("meta")), r"^angle: on meta, but x is on cpu$"),
     (lambda: rotary(X, X[:, 0]), r"^angle: expected \[4, 3\], got shape \[4, 6\]$"),
 ]
 

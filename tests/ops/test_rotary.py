@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from kunlun.ops import rotary
+from kunlun.ops.rotary.op import rotary_op
 from kunlun.ops.rotary.reference import rotary_reference
-from tests.ops.helpers import TOLERANCE, gradients, normal
+from tests.ops.helpers import TOLERANCE, bits, gradients, normal
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d)[6:])
@@ -38,3 +39,18 @@ def test_rotary_products_depend_on_differences_of_angles_only() -> None:
 def test_rotary_takes_strided_inputs() -> None:
     x, angle = normal(8, 3, 5).permute(2, 1, 0), normal(4, 5).T
     assert torch.equal(rotary(x, angle), rotary(x.contiguous(), angle.contiguous()))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("dim", [4, 8, 16, 24])
+def test_rotary_row_is_bit_equal_wherever_it_stands(heads: int, dim: int) -> None:
+    x, angle = normal(37, heads, dim), normal(37, dim // 2, seed=1) * 10
+    everything = rotary(x, angle)
+    for rows in (1, 2, 3, 5, 8, 13, 36):
+        assert torch.equal(bits(rotary(x[:rows], angle[:rows])), bits(everything[:rows]))
+        assert torch.equal(bits(rotary(x[-rows:], angle[-rows:])), bits(everything[-rows:]))
+
+
+def test_rotary_opcheck() -> None:
+    x, angle = normal(5, 2, 8).requires_grad_(), normal(5, 4, seed=1).requires_grad_()
+    torch.library.opcheck(rotary_op, (x, angle))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kunlun.errors import ShapeError
 from kunlun.ops.checks import check_rows
-from kunlun.ops.rotary import portable
+from kunlun.ops.rotary.op import rotary_op
 
 
 def rotary(x: Tensor, angle: Tensor) -> Tensor:
@@ -21,10 +21,10 @@ def rotary(x: Tensor, angle: Tensor) -> Tensor:
 
     Args:
         x: [L, H, D] packed rows, D even.
-        angle: [L, D/2] in radians, float32 or float64 also where x is bfloat16 (large angles
-            lose all meaning in half precision).
+        angle: [L, D/2] in radians; keep it float32 also where x is bfloat16, for large angles
+            lose all meaning in half precision.
 
-    Returns: [L, H, D] in x's dtype.
+    Returns: [L, H, D] in x's dtype, computed in float32 (float64 for float64).
 
     Raises:
         ShapeError: an argument that does not fit, by name.
@@ -37,10 +37,13 @@ def rotary(x: Tensor, angle: Tensor) -> Tensor:
     """
     check_rows("x", x)
     check_rows("angle", angle, "L, D/2")
+    if angle.device != x.device:
+        raise ShapeError(f"angle: on {angle.device}, but x is on {x.device}")
     if x.shape[2] % 2:
         raise ShapeError(f"x: width {x.shape[2]} is odd; rotation needs pairs")
     if angle.shape != (x.shape[0], x.shape[2] // 2):
         raise ShapeError(
             f"angle: expected [{x.shape[0]}, {x.shape[2] // 2}], got shape {list(angle.shape)}"
         )
-    return portable.forward(x, angle)
+    out: Tensor = rotary_op(x, angle)
+    return out
