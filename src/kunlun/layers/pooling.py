@@ -87,7 +87,7 @@ class SeedPooling(nn.Module):
         kv = self.key_value(layer_norm(s.values)).view(length, 2, self.heads, width)
         k, v = kv.unbind(1)
         if angle is not None:
-            k = rotary(k, angle.to(k.dtype))
+            k = rotary(k, angle)
         q = self.query(layer_norm(self.seeds)).view(-1, self.heads, width).to(k.dtype)
         pooled = seed_attention(q, k, v, s.offsets)
         y: Tensor = self.compress(pooled.flatten(2))

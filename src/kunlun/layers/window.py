@@ -31,7 +31,8 @@ class SlidingWindowAttention(nn.Module):
         qkv = self.qkv(layer_norm(s.values)).view(length, 3, self.heads, dim // self.heads)
         q, k, v = qkv.unbind(1)
         if angle is not None:
-            q, k = rotary(q, angle.to(q.dtype)), rotary(k, angle.to(k.dtype))
+            turned = rotary(qkv[:, :2].flatten(1, 2), angle)  # [L, 2 H, d_h], both in one pass
+            q, k = turned.split(self.heads, dim=1)
         y = window_attention(q, k, v, s.offsets, window=self.window)
         return s.with_values(s.values + self.out(y.reshape(length, dim)))
 
