@@ -96,7 +96,7 @@ def test_gauc_against_sklearn_per_group(ties, weighted):
 
 def test_calibration_is_mean_p_over_mean_y_and_its_bins_add_up():
     logits, labels, weights, _ = rows()
-    logits[:3] = torch.tensor([-50.0, 50.0, 8.0])  # beyond and on the caps
+    logits[:4] = torch.tensor([-50.0, 50.0, 8.0, -7.9])  # beyond, on and within the caps
     metric = Calibration()
     metric.update(logits, labels, weights)
     p, w = logits.double().sigmoid(), weights.double()
@@ -106,6 +106,8 @@ def test_calibration_is_mean_p_over_mean_y_and_its_bins_add_up():
     assert sum(b["rows"] for b in bins) == 500
     assert sum(b["p"] * b["weight"] for b in bins) == pytest.approx(float((p * w).sum()))
     assert all(a["p"] < b["p"] for a, b in pairwise(bins))
+    assert bins[0]["p"] < 1e-20  # what lies below the cap keeps a cell of its own
+    assert bins[-1]["rows"] == 2
 
 
 @pytest.mark.parametrize("make", [AUC, lambda: AUC(bins=64), GAUC, LogLoss, NormalizedEntropy,

@@ -68,6 +68,18 @@ def test_a_bad_gradient_is_named_by_its_weight(model_and_batch, tmp_path, name):
         check_finite(model, batch, loss, norm, 1, tmp_path)
 
 
+def test_of_many_bad_gradients_the_one_nearest_to_the_loss_is_named(model_and_batch, tmp_path):
+    """As backward leaves them when backbone.0 starts it: everything before is NaN as well."""
+    model, batch = model_and_batch
+    loss, norm = gradients(model, batch)
+    for name, parameter in model.named_parameters():
+        if not name.startswith("head"):
+            grad = parameter.grad
+            (grad._values() if grad.is_sparse else grad).fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match=r"gradient of backbone\.0\.bias is not finite"):
+        check_finite(model, batch, loss, norm * torch.nan, 1, tmp_path)
+
+
 def test_a_saved_batch_is_the_same_batch(model_and_batch, tmp_path):
     _, batch = model_and_batch
     batch.multi = {"tags": Jagged(torch.arange(30), torch.arange(0, 31, 3)[:11], 8)}
