@@ -109,6 +109,9 @@ def schema() -> dict[str, Any]:
         "hour": {"role": "context", "kind": "timestamp", "part": "hour"},
         "user_ctr": {"role": "context", "kind": "counter", "keys": ["user_id"], "label": "click",
                      "strength": 3.0, "transform": "none"},
+        "brand_acts": {"role": "context", "kind": "counter", "keys": ["user_id", "brand"],
+                       "of": "view", "label": "acts", "strength": 2.0, "delay": 1.0,
+                       "transform": "none"},
         "brand_page": {"role": "context", "kind": "counter", "keys": ["brand", "page"],
                        "label": "buy", "strength": 5.0, "delay": 2.0, "transform": "none"},
     }  # fmt: skip

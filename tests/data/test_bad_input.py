@@ -87,6 +87,14 @@ CASES: dict[str, tuple[Change, type[UserError], str]] = {
     "unknown counter key": (
         key("features.user_ctr.keys", ["user"]), SchemaError, r"features\.user_ctr\.keys: column",
     ),
+    "counter of an unknown event type": (
+        key("features.brand_acts.of", "views"),
+        SchemaError, r"features\.brand_acts\.of: 'views' is not an event type",
+    ),
+    "counter of events by context": (
+        key("features.brand_acts.keys", ["page"]),
+        SchemaError, "brand_acts.keys: 'page' is not a feature of role user or item",
+    ),
     "counter of many values": (
         key("features.user_ctr.keys", ["tags"]),
         SchemaError, r"user_ctr\.keys: 'tags' is multi; a key must be one value",

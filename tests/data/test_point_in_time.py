@@ -109,6 +109,42 @@ def test_counters_match_a_loop(tmp_path: Path, seed: int) -> None:
                 assert rate[position] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_counters_of_events_match_a_loop(tmp_path: Path, seed: int) -> None:
+    """Views, list items included, and acts of the same user and brand, one second back."""
+    raw = logs.random_logs(seed)
+    dataset = make(tmp_path, raw)
+    brand = dict(zip(raw["items"]["item_id"], raw["items"]["brand"], strict=True))
+    views, acts = (
+        sum(
+            time < logs.moment(24)
+            for user in {*raw["users"]["user_id"], *raw["events"]["user_id"]}
+            for _, time in naive_history(raw, user, 2**60, kind)
+        )
+        for kind in ("view", "acts")
+    )
+    seen = 0
+    for split in SPLITS:
+        rate, count = (
+            dataset.column(split, f"feature.brand_acts.{part}") for part in ("rate", "count")
+        )
+        for position, row in enumerate(dataset.column(split, "row")):
+            user, item, time = (raw["impressions"][c][row] for c in ("user_id", "item_id", "time"))
+            shown, acted = (
+                sum(
+                    brand.get(i) == brand.get(item)
+                    for i, _ in naive_history(raw, user, time - 1000, kind)
+                )
+                for kind in ("view", "acts")
+            )
+            known = max(shown, acted)
+            expected = (acted + 2.0 * min(1.0, acts / views)) / (known + 2.0)
+            assert count[position] == pytest.approx(np.log1p(known), rel=1e-6)
+            assert rate[position] == pytest.approx(expected, rel=1e-6)
+            seen += known
+    assert seen > 50
+
+
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)

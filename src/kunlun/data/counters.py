@@ -1,8 +1,8 @@
-"""Counters: smoothed target rates per key from impressions strictly before the request.
+"""Counters: smoothed target rates per key from what lies strictly before the request.
 
-Prequential: the impressions of validation and test days count too once their time (plus delay)
-has passed, and so do impressions outside the split; impressions of one moment never see each
-other. O(n log n) a counter, vectorised.
+Of impressions they are prequential: those of validation and test days count too once their time
+(plus delay) has passed, and so do those outside the split; impressions of one moment never see
+each other. Of events they count list histories as well. O(n log n) each, vectorised.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kunlun.data.encode import clock, is_clock, keys, measure
+from kunlun.data.event_store import EventTable
 from kunlun.data.past import Past
 from kunlun.data.source import Log
 from kunlun.data.values import Float64, Int64, canonical, factorise, times
@@ -46,6 +47,34 @@ def tally(key: Int64, time: Int64, label: Float64, delay_ms: int = 0) -> Tally:
     return Tally((end - start).astype(np.float64), sums[end] - sums[start])
 
 
+def tally_events(
+    log: Log, where: str, feature: Feature, all_events: EventTable, positive: EventTable
+) -> Tally:
+    """Count for every impression [N] the events of its keys with time < its time - delay.
+
+    The lists that seed both types may be cut apart: `known` is at least the positives.
+    """
+    size = 1
+    user_code, item_code = np.zeros(len(log.users), np.int64), np.zeros(len(log.items), np.int64)
+    for name in feature.keys:
+        codes = _entity_codes(log, where, name)
+        wide = int(codes.max(initial=0)) + 1
+        if log.schema.features[name].role == "user":
+            user_code, item_code = user_code * wide + codes, item_code * wide
+        else:
+            user_code, item_code = user_code * wide, item_code * wide + codes
+        size *= wide
+    if size >= 2**40:
+        raise SchemaError(f"{where}.keys: {size} combinations are too many; use fewer keys")
+    before = log.time - round(feature.delay * 1000)
+    query = user_code[log.user] + item_code[log.item]
+    found = []
+    for store in (all_events, positive):
+        past = Past(user_code[store.user] + item_code[store.item], store.time)
+        found.append((past.before(query, before) - past.starts(query)).astype(np.float64))
+    return Tally(np.maximum(*found), found[1])
+
+
 def combined_key(log: Log, where: str, feature: Feature) -> Int64:
     """int64 [N]: one code for each combination of keys; null is a value of its own."""
     key = np.zeros(len(log.time), np.int64)
@@ -63,6 +92,14 @@ def _codes(log: Log, where: str, name: str) -> NDArray[np.int64]:
         column = log.column("context", name)
         with column.blame():
             return factorise(canonical(column.values))[0].astype(np.int64) + 1
+    codes = _entity_codes(log, where, name)
+    rows = {"user": log.user, "item": log.item}.get(feature.role)
+    return codes if rows is None else codes[rows]
+
+
+def _entity_codes(log: Log, where: str, name: str) -> Int64:
+    """int64 >= 0 of a feature's raw values, one a position of its raw column; null is 0."""
+    feature = log.schema.features[name]
     if feature.kind in ("multi", "counter"):
         raise SchemaError(f"{where}.keys: '{name}' is {feature.kind}; a key must be one value")
     column = log.of(name, feature)
@@ -77,6 +114,4 @@ def _codes(log: Log, where: str, name: str) -> NDArray[np.int64]:
             codes = np.unique(x, return_inverse=True)[1].astype(np.int32)
         else:
             raise SchemaError(f"{where}.keys: '{name}' depends on the request; use another key")
-    rows = {"user": log.user, "item": log.item}.get(feature.role)
-    shifted = codes.astype(np.int64) + 1
-    return shifted if rows is None else shifted[rows]
+    return codes.astype(np.int64) + 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from kunlun.data.counters import Tally, combined_key, tally
+from kunlun.data.counters import Tally, combined_key, tally, tally_events
 from kunlun.data.encode import Encoders, age, is_clock, is_keyed, keys, measure, occurrences
 from kunlun.data.event_store import EventTable
 from kunlun.data.labels import Bools
@@ -33,12 +33,17 @@ class Train:
     end: int  # ms
 
 
-def tallies(log: Log, labels: dict[str, Float64]) -> dict[str, Tally]:
+def tallies(
+    log: Log, labels: dict[str, Float64], stores: dict[str, EventTable]
+) -> dict[str, Tally]:
     """The counts behind every counter feature, [N]; counters over the same keys share a key."""
     found: dict[str, Tally] = {}
     codes: dict[tuple[str, ...], Int64] = {}
     for name, feature in log.schema.features.items():
-        if feature.kind == "counter":
+        if feature.kind == "counter" and feature.of is not None:
+            types = stores[feature.of], stores[str(feature.label)]
+            found[name] = tally_events(log, f"features.{name}", feature, *types)
+        elif feature.kind == "counter":
             which = tuple(feature.keys)
             if which not in codes:
                 codes[which] = combined_key(log, f"features.{name}", feature)
@@ -66,9 +71,7 @@ def fit(
         if is_keyed(feature):
             sharers.setdefault(feature.table or name, []).append((scope, name, feature))
         elif feature.kind == "counter":
-            known = labels[str(feature.label)][train.rows]
-            known = known[~np.isnan(known)]
-            encoders.priors[name] = float(known.mean()) if len(known) else 0.5
+            encoders.priors[name] = _prior(feature, labels, stores, train)
             for part, x in counter_numbers(counted[name], feature, encoders.priors[name]).items():
                 encoders.numbers[f"{name}.{part}"] = _number(feature, x[train.rows])
         elif not is_clock(feature):
@@ -77,6 +80,20 @@ def fit(
     for table, members in sharers.items():
         encoders.tables[table] = _table(log, stores, train, table, members)
     return encoders
+
+
+def _prior(
+    feature: Feature, labels: dict[str, Float64], stores: dict[str, EventTable], train: Train
+) -> float:
+    """Rate of a counter's positives in train; 0.5 if nothing is known."""
+    if feature.of is not None:
+        total, positive = (
+            int((stores[kind].time < train.end).sum()) for kind in (feature.of, str(feature.label))
+        )
+        return min(1.0, positive / total) if total else 0.5
+    known = labels[str(feature.label)][train.rows]
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else 0.5
 
 
 def _number(feature: Feature, x: Float64) -> Scaler | Buckets:

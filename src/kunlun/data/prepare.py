@@ -96,7 +96,7 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
             file=log.impressions.paths[0],
         )
     stores = {k: event_store.build(log, k, allow_absent=like is not None) for k in schema.events}
-    counted = tallies(log, labels)
+    counted = tallies(log, labels, stores)
     if like is None:
         train = np.zeros(len(log.time), bool)
         train[splits["train"]] = True

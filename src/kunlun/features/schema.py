@@ -89,6 +89,8 @@ class Feature(Config):
     counter: smoothed rate of `label` and log1p of the number of impressions that share `keys` and
         have the label, strictly before the request minus `delay` seconds, then as numeric:
         (positives + strength * prior) / (count + strength), the prior being the rate in train.
+        With `of` it counts events of that type, list histories included, instead of impressions,
+        and `label` names the event type of the positives; keys are then user or item features.
     """
 
     role: Role
@@ -109,6 +111,7 @@ class Feature(Config):
     utc_offset: float = 0.0  # hours, for hour and weekday
     keys: list[str] = field(default_factory=list)  # counter: features or raw columns
     label: str | None = None
+    of: str | None = None
     strength: float = 20.0
     delay: float = 0.0
     token: str | None = None  # features with the same token are projected into one; default: own,
@@ -206,8 +209,19 @@ class Schema(Config):
                 raise SchemaError(
                     f"features.{name}: role 'event' belongs under events.TYPE.features"
                 )
-            if feature.label is not None and feature.label not in self.labels:
-                raise SchemaError(f"features.{name}.label: '{feature.label}' is not a label")
+            known, what = (
+                (self.labels, "a label") if feature.of is None else (self.events, "an event type")
+            )
+            for key in ("of", "label"):
+                value = getattr(feature, key)
+                if value is not None and value not in known:
+                    raise SchemaError(f"features.{name}.{key}: '{value}' is not {what}")
+            for key in feature.keys if feature.of is not None else []:
+                if key not in self.features or self.features[key].role not in ("user", "item"):
+                    raise SchemaError(
+                        f"features.{name}.keys: '{key}' is not a feature of role user or item; "
+                        "counters of events know no more than these"
+                    )
         for kind, event in self.events.items():
             for name in event.item_features:
                 if name not in self.features or self.features[name].role != "item":
