@@ -78,9 +78,9 @@ class SyntheticConfig(Config):
         return replace(self, users=-(-samples // (self.steps - self.burn_in)))
 
 
-# Lowest reachable normalised entropy of click: tiny .710, demo .671, lab .650, long .68; spectrum and
-# speed in benchmarks/results/synthetic_presets.json. How far pooling can go on lab, where the floor
-# of the test users is .640: .702, with attention .665 (benchmarks/results/synthetic_oracle.json).
+# Lowest reachable normalised entropy of click: tiny .710, demo .671, lab .650, long .68; spectrum
+# and speed in benchmarks/results/synthetic_presets.json. On lab, where test users have a floor of
+# .640, pooled states reach .702 and attention .665 (benchmarks/results/synthetic_oracle.json).
 PRESETS: dict[str, SyntheticConfig] = {
     # For tests: a few thousand samples in seconds.
     "tiny": SyntheticConfig(
