@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -134,7 +134,8 @@ def main() -> None:
         seconds = time.perf_counter() - start
         dataset = Dataset.open(folder / "dataset")
         report = {
-            "machine": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load": round(os.getloadavg()[0], 1),  # of the last minute, other programs included
             "batch_size": args.batch_size,
             "impressions": manifest["impressions"],
             "prepare_seconds": round(seconds, 1),

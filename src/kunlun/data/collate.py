@@ -15,9 +15,8 @@ from torch import Tensor
 from kunlun.data.dataset import Columns, Dataset
 from kunlun.data.encode import ranges
 from kunlun.data.values import Int64, Ragged
-from kunlun.features.batch import Batch, EventSequence
+from kunlun.features.batch import Batch, EventSequence, Jagged
 from kunlun.features.schema import Input
-from kunlun.ops.jagged import Jagged
 
 
 class _Store(NamedTuple):

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kunlun.features.batch import Batch, EventSequence
-from kunlun.ops.jagged import Jagged
+from kunlun.features.batch import Batch, EventSequence, Jagged
 
 ALIGN = 64  # bytes
 
