@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from kunlun.data.inspect import inspect
 from kunlun.data.prepare import prepare
 from kunlun.data.validate import validate
 from kunlun.errors import ConfigError, DataError, SchemaError, UserError
@@ -297,24 +296,3 @@ def test_row_in_the_second_of_two_files(tmp_path: Path) -> None:
         logs.write(tmp_path / "raw" / name, {"impressions": rows})
     with pytest.raises(DataError, match=r"b/impressions\.parquet, column 'click', row 19: found 7"):
         validate(path)
-
-
-def test_occupied_out(tmp_path: Path, good: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    prepare(good, out)
-    with pytest.raises(DataError, match="out: exists already; choose another --out"):
-        prepare(good, out)
-    assert inspect(out)["splits"]["train"]["rows"] > 0
-
-
-def test_interrupt_leaves_nothing(
-    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("kunlun.data.prepare.event_store.write", stop)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(good, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["raw"]

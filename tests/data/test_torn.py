@@ -1,4 +1,4 @@
-"""Dataset directories that were damaged after they were written."""
+"""Dataset directories appear whole or not at all, and damage is found when they are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kunlun.data.dataset import Dataset
+from kunlun.data.inspect import inspect
 from kunlun.data.loader import Loader
 from kunlun.data.prepare import prepare
 from kunlun.errors import DataError
@@ -16,6 +17,27 @@ from tests.data import logs
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
     return logs.write(tmp_path / "raw", logs.random_logs(1))
+
+
+def test_occupied_out(tmp_path: Path, good: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    prepare(good, out)
+    with pytest.raises(DataError, match="out: exists already; choose another --out"):
+        prepare(good, out)
+    assert inspect(out)["splits"]["train"]["rows"] > 0
+
+
+def test_interrupt_leaves_nothing(
+    tmp_path: Path, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kunlun.data.prepare.event_store.write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(good, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["raw"]
 
 
 TORN = ["manifest.json", "users.parquet", "events/view.arrow", "samples/train/part-00000.parquet"]
