@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from kunlun.errors import RunError
 from kunlun.training import checkpoint
+from kunlun.training.optim import Optimizers
 from kunlun.training.runlog import read_rows
 from kunlun.training.trainer import Trainer, train
 
@@ -129,6 +131,28 @@ def test_a_finished_run_is_returned_as_it_is(data, config, tmp_path, monkeypatch
     assert train(config(), out=tmp_path / "r", resume=True, quiet=True) == run
 
 
+def test_a_finished_run_without_checkpoints_is_not_trained_again(data, config, tmp_path):
+    run = train(config(), out=tmp_path / "r", quiet=True)
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "summary.json").read_bytes()
+    train(config(), out=run, resume=True, quiet=True)
+    assert (run / "summary.json").read_bytes() == before
+
+
+def test_a_second_ctrl_c_never_checkpoints_half_an_update(data, config, tmp_path, monkeypatch):
+    original = Optimizers.step
+
+    def pressed(self, factor):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        original(self, factor)
+
+    monkeypatch.setattr(Optimizers, "step", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(), out=tmp_path / "r", quiet=True)
+    assert not checkpoint.complete(tmp_path / "r" / "checkpoints")
+
+
 def test_resume_without_a_checkpoint_starts(data, config, tmp_path):
     run = train(config(max_steps=2), out=tmp_path / "r", resume=True, quiet=True)
     assert read_rows(run, "train")[0]["step"] == 1
@@ -154,7 +178,9 @@ def test_resume_with_another_configuration_is_refused(data, config, tmp_path, mo
 def start(run: Path, workers: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, str(HERE / "slow_run.py"), str(run), str(workers)], env=environment
+        [sys.executable, str(HERE / "slow_run.py"), str(run), str(workers)],
+        env=environment,
+        start_new_session=True,
     )
 
 
@@ -185,7 +211,7 @@ def test_killed_process_resumes_bit_identically(tmp_path, workers):
 def test_interrupted_process_exits_130_and_resumes(tmp_path, workers):
     process = start(tmp_path / "cut", workers)
     wait_for_step(tmp_path / "cut", 7, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the loader's processes get it too
     assert process.wait() == 130
     assert checkpoint.complete(tmp_path / "cut" / "checkpoints")
     assert start(tmp_path / "cut", workers).wait() == 0

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Interrupted(KeyboardInterrupt):
+    """Raised by the loop itself, between two steps: everything it holds is whole."""
+
+
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """The event is set by the first Ctrl-C (SIGINT); a second one interrupts at once."""
+    """The event is set by the first Ctrl-C (SIGINT); a second one is a plain KeyboardInterrupt."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may set signal handlers

@@ -16,6 +16,18 @@ FREE = {"train.workers", "train.device", "train.keep_checkpoints", "train.checkp
 PARTS = ("checkpoints", "model", "predictions")  # what a run started over must not inherit
 
 
+def is_finished(run: Path, config: RunConfig) -> bool:
+    """Whether this very run has been trained and evaluated already.
+
+    Raises RunError if the directory holds a run of another configuration.
+    """
+    written = run / "config.yaml"
+    if not written.is_file():
+        return False
+    _same(config_of(run), config, run)
+    return (run / "summary.json").is_file()
+
+
 def prepare(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
     """Make the directory and write config.yaml; the checkpoint to resume from, or None.
 
@@ -27,7 +39,7 @@ def prepare(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> P
         raise RunError(f"{run} exists; go on with --resume, or choose another name=")
     place = None
     if written.exists() and resume:
-        _same(parse(RunConfig, read_yaml(written), str(written)), config, run)
+        _same(config_of(run), config, run)
         found = checkpoint.complete(run / "checkpoints")
         place = found[-1] if found else None
     if place is None:
@@ -41,8 +53,8 @@ def clear(run: Path) -> None:
     """Delete what an earlier run wrote there, and nothing else."""
     for part in PARTS:
         shutil.rmtree(run / part, ignore_errors=True)
-    names = ("metrics.jsonl", "summary.json", "evaluation*.json", "events.out.tfevents.*")
-    for name in names:
+    names = ("metrics.jsonl", "summary.json", "evaluation*.json", "nonfinite_*.safetensors")
+    for name in (*names, "events.out.tfevents.*"):
         for file in run.glob(name):
             file.unlink()
 

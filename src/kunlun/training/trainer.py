@@ -29,7 +29,7 @@ from kunlun.training.average import Average
 from kunlun.training.config import RunConfig
 from kunlun.training.evaluate import evaluate
 from kunlun.training.guards import check_finite
-from kunlun.training.interrupt import interrupts
+from kunlun.training.interrupt import Interrupted, interrupts
 from kunlun.training.optim import Optimizers, learning_rate_factor
 from kunlun.training.progress import Progress
 from kunlun.training.runlog import RunLog, write_json
@@ -50,12 +50,12 @@ def train(
     out: default runs/<config.name>. resume: go on from the newest whole checkpoint (or start, if
     there is none); a finished run is returned as it is. dataset: instead of opening config.data.
     Raises RunError (directory), DataError (no samples), NonFiniteError, and KeyboardInterrupt after
-    Ctrl-C, with a checkpoint written.
+    Ctrl-C, with a checkpoint written (a second Ctrl-C does not wait for it).
     """
     run = out if out is not None else Path("runs") / config.name
-    place = rundir.prepare(run, config, resume=resume, overwrite=overwrite)
-    if place is not None and (run / "summary.json").is_file():
+    if resume and rundir.is_finished(run, config):
         return run
+    place = rundir.prepare(run, config, resume=resume, overwrite=overwrite)
     if dataset is None:
         dataset = source.open_data(config.data)
     trainer = Trainer(config, run, dataset)
@@ -103,7 +103,7 @@ class Trainer:
 
         def stop_if_asked() -> None:
             if asked.is_set():
-                raise KeyboardInterrupt
+                raise Interrupted
 
         stream = self._stream(asked)
         try:
@@ -123,7 +123,7 @@ class Trainer:
                 now.waited += waited
                 self._log(log)
                 stop_if_asked()
-        except KeyboardInterrupt:
+        except Interrupted:  # not any KeyboardInterrupt: a second Ctrl-C may hit half an update
             log.say(f"interrupted; {self.save()} is written, go on with --resume")
             raise
 
@@ -137,7 +137,7 @@ class Trainer:
                 yield from self.loader
             except RuntimeError:
                 if asked.is_set():  # Ctrl-C reaches loader processes as well and may end them first
-                    raise KeyboardInterrupt from None
+                    raise Interrupted from None
                 raise
             self.progress.epoch += 1
             self.loader.set_epoch(self.progress.epoch)
