@@ -132,6 +132,16 @@ def test_room_imports_only_what_the_table_allows(room: str) -> None:
 
 def test_every_room_is_in_the_table() -> None:
     assert set(rooms_of(SOURCE)) <= set(ROOMS)
+    files = {file.stem for file in SOURCE.glob("*.py")}
+    assert files == {"__init__", "__main__", "config", "errors", "testing"}
+
+
+def test_testing_imports_only_what_its_users_have() -> None:
+    for entry in imports((SOURCE / "testing.py").read_text(), "kunlun"):
+        if entry.module.startswith("kunlun."):
+            assert entry.module.split(".")[1] in ("errors", "config", "ops", "features")
+        elif entry.module.split(".")[0] not in sys.stdlib_module_names:
+            assert entry.module == "torch" or entry.module.startswith("hypothesis")
 
 
 def test_errors_and_config_import_nothing_heavy() -> None:
