@@ -135,3 +135,4 @@ def test_an_empty_train_split_is_a_clear_error(data, config, tmp_path, monkeypat
     monkeypatch.setattr(source, "open_data", lambda name: empty)
     with pytest.raises(DataError, match=r"the train split has no samples; check split times"):
         train(config(), out=tmp_path / "r", quiet=True)
+    assert not (tmp_path / "r").exists()

@@ -28,25 +28,29 @@ def is_finished(run: Path, config: RunConfig) -> bool:
     return (run / "summary.json").is_file()
 
 
-def prepare(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
-    """Make the directory and write config.yaml; the checkpoint to resume from, or None.
+def resume_point(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from, or None to start; changes nothing on the disk.
 
     Raises RunError: the run exists and neither resume nor overwrite is wanted, or it is resumed
     with another configuration.
     """
-    written = run / "config.yaml"
-    if written.exists() and not resume and not overwrite:
+    if not (run / "config.yaml").exists():
+        return None
+    if not resume and not overwrite:
         raise RunError(f"{run} exists; go on with --resume, or choose another name=")
-    place = None
-    if written.exists() and resume:
-        _same(config_of(run), config, run)
-        found = checkpoint.complete(run / "checkpoints")
-        place = found[-1] if found else None
-    if place is None:
+    if not resume:
+        return None
+    _same(config_of(run), config, run)
+    found = checkpoint.complete(run / "checkpoints")
+    return found[-1] if found else None
+
+
+def begin(run: Path, config: RunConfig, *, fresh: bool) -> None:
+    """Make the directory and write config.yaml; `fresh` first deletes what an earlier run left."""
+    if fresh:
         clear(run)
     run.mkdir(parents=True, exist_ok=True)
-    write_yaml(written, config.to_dict())
-    return place
+    write_yaml(run / "config.yaml", config.to_dict())
 
 
 def clear(run: Path) -> None:

@@ -55,10 +55,12 @@ def train(
     run = out if out is not None else Path("runs") / config.name
     if resume and rundir.is_finished(run, config):
         return run
-    place = rundir.prepare(run, config, resume=resume, overwrite=overwrite)
+    place = rundir.resume_point(run, config, resume=resume, overwrite=overwrite)
     if dataset is None:
         dataset = source.open_data(config.data)
-    trainer = Trainer(config, run, dataset)
+    trainer = Trainer(config, run, dataset)  # what is wrong with data or model shows up here,
+    rundir.begin(run, config, fresh=place is None)  # before anything is written or deleted
+    write_json(run / "env.json", trainer.environment())
     step = trainer.restore(place) if place is not None else None
     with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log, interrupts() as asked:
         trainer.fit(log, asked)
@@ -95,8 +97,11 @@ class Trainer:
         self.sums = torch.zeros(len(weights), 4, dtype=torch.float64, device=self.device)
         dtype = torch.bfloat16 if self.bf16 else torch.float32
         self.peak = environment.peak_flops(self.device, dtype)
+
+    def environment(self) -> dict[str, Any]:
+        """What env.json holds: machine, versions, peak FLOP/s, hashes of the data."""
         about = environment.describe(self.device) | {"peak_flops": self.peak}
-        write_json(run / "env.json", about | {"data": source.fingerprint(dataset)})
+        return about | {"data": source.fingerprint(self.dataset)}
 
     def fit(self, log: RunLog, asked: threading.Event) -> None:
         """The loop. On Ctrl-C a checkpoint is written and KeyboardInterrupt raised."""
