@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -71,6 +72,19 @@ def test_verb_help_has_examples_that_parse(words: list[str], kunlun) -> None:
     for example in mine:
         arguments = example.partition(" > ")[0].partition(" && ")[0].split()[len(words) + 1 :]
         command.make_context(words[-1], arguments)
+
+
+@pytest.mark.parametrize("given", ["", "ACTIVE"], ids=["ours", "the user's"])
+def test_threads_wait_without_spinning_unless_asked(given: str) -> None:
+    code = (
+        "import atexit, os; from kunlun.cli import main; "
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); main(['--version'])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == (given or "PASSIVE")
 
 
 def test_version(kunlun) -> None:

@@ -7,6 +7,7 @@ Exit codes: 0 ok, 1 a fault of ours or of the arithmetic, 2 something the user c
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ _PATH_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQ
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
+    # Threads that spin while they wait made a step of `demo` fifty times slower on two cores that
+    # other processes used as well. OpenMP reads this once, when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(arguments))
 
 
