@@ -146,3 +146,11 @@ def test_saved_and_loaded_model_is_the_same(model: torch.nn.Module, tmp_path) ->
     io.save(model, tmp_path)
     batch = _batch(model)
     assert torch.equal(io.load(tmp_path)(batch), model.eval()(batch))
+
+
+def test_head_starts_at_the_base_rates(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        model.head.down.zero_()
+    model.head.start_at([0.25, 0.9])
+    rates = torch.sigmoid(model(_batch(model)))
+    torch.testing.assert_close(rates, torch.tensor([[0.25, 0.9]]).expand(5, 2))

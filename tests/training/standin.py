@@ -13,6 +13,7 @@ from kunlun import models
 from kunlun.config import Config, parse
 from kunlun.features.batch import Batch, EventSequence
 from kunlun.features.schema import Schema
+from kunlun.models.head import Head
 from kunlun.training import source
 
 USERS, ITEMS = 40, 30
@@ -164,7 +165,7 @@ class Tiny(nn.Module):
         self.backbone = nn.Sequential(
             nn.Linear(13, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)
         )
-        self.head = nn.Linear(config.hidden, len(schema.tasks))
+        self.head = Head(1, config.hidden, config.hidden, len(schema.tasks))
 
     def forward(self, batch: Batch) -> Tensor:
         return self.head(self.backbone(self.embedding(batch))).float()

@@ -71,7 +71,7 @@ def test_average_is_validated_kept_and_follows_its_formula(data, config, tmp_pat
 
     def step(self, batch):
         original(self, batch)
-        seen.append(self.model.head.weight.detach().clone())
+        seen.append(self.model.head.up.weight.detach().clone())
 
     monkeypatch.setattr(Trainer, "_step", step)
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda self: _fill(self))
@@ -80,7 +80,7 @@ def test_average_is_validated_kept_and_follows_its_formula(data, config, tmp_pat
     mean = torch.full_like(seen[0], 0.1)
     for weight in seen:
         mean = 0.5 * mean + 0.5 * weight
-    torch.testing.assert_close(io.load(run / "model").head.weight.detach(), mean)
+    torch.testing.assert_close(io.load(run / "model").head.up.weight.detach(), mean)
 
 
 def _fill(linear):
@@ -92,7 +92,7 @@ def test_bf16_trains(data, config, tmp_path):
     run = train(config(precision="bf16"), out=tmp_path / "r", quiet=True)
     rows = read_rows(run, "train")
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert io.load(run / "model").head.weight.dtype == torch.float32
+    assert io.load(run / "model").head.up.weight.dtype == torch.float32
 
 
 def test_steps_follow_epochs_and_max_steps(data, config, tmp_path):

@@ -56,6 +56,13 @@ def make_loader(dataset: Any, split: str, config: TrainConfig, *, shuffle: bool 
     )
 
 
+def base_rates(dataset: Any) -> list[float]:
+    """Share of positives of every task in the train split; 0.5 where no label is known."""
+    labels = dataset.manifest.get("splits", {}).get("train", {}).get("labels", {})
+    rates = [labels.get(task, {}).get("rate") for task in dataset.schema.tasks]
+    return [0.5 if rate is None else rate for rate in rates]
+
+
 def fingerprint(dataset: Any) -> dict[str, Any]:
     """What env.json remembers of the data: where, rows by split, hashes of inputs and encoders."""
     manifest = dataset.manifest

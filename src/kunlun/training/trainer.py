@@ -78,7 +78,9 @@ class Trainer:
         self.bf16 = settings.precision == "bf16"
         torch.manual_seed(settings.seed)
         self.schema = dataset.schema
-        self.model = io.build(self.schema, config.model, config.name).to(self.device)
+        self.model = io.build(self.schema, config.model, config.name)
+        self.model.head.start_at(source.base_rates(dataset))  # type: ignore[union-attr, operator]
+        self.model.to(self.device)
         if settings.compile:
             self.model.backbone.compile(dynamic=True)  # type: ignore[union-attr]
         self.optimizers = Optimizers(self.model, settings)
