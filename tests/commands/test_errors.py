@@ -49,8 +49,6 @@ CASES = {  # arguments, with HOUSE for the folder of the README's commands -> wh
     "stream exists": ("data synth tiny --raw HOUSE/logs", "HOUSE/logs"),
 }
 
-SEEN_WITH_THE_DATA = ("mistyped event type", "missing data", "unknown stream")
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_user_error(case: str, kunlun, house: Path, tmp_path: Path) -> None:
@@ -60,16 +58,6 @@ def test_user_error(case: str, kunlun, house: Path, tmp_path: Path) -> None:
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
-    if case not in SEEN_WITH_THE_DATA:
-        assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.xfail(reason="train makes the run directory before it opens the data")
-@pytest.mark.parametrize("case", SEEN_WITH_THE_DATA)
-def test_run_that_cannot_start_leaves_no_directory(
-    case: str, kunlun, house: Path, tmp_path: Path
-) -> None:
-    assert kunlun(*CASES[case][0].replace("HOUSE", str(house)).split()).code == 2
     assert list(tmp_path.iterdir()) == []
 
 
