@@ -1,7 +1,7 @@
 """What a run will cost, before it starts: `kunlun train ... --dry-run`.
 
-Parameters and FLOPs come from the formulas beside the layers, at the history lengths of the
-first training samples. Memory: tables and optimizer state by count; activations measured on
+Parameters and FLOPs come from the formulas beside the layers, at the history lengths
+of a few training samples. Memory: tables and optimizer state by count; activations measured on
 these samples, then scaled to the batch. Models are built with their tables cut short, so that a
 plan does not need the memory it is asked about.
 """
@@ -57,7 +57,7 @@ def make_plan(config: RunConfig) -> Plan:
     """The plan of a run; builds no table and trains nothing. Raises ConfigError, RunError."""
     dataset = open_data(config.data)
     few = dataclasses.replace(config.train, batch_size=SAMPLES, workers=0)
-    batch: Batch = next(iter(make_loader(dataset, "train", few)))
+    batch: Batch = next(iter(make_loader(dataset, "train", few, shuffle=True)))
     lengths = lengths_of(batch)
     schema = _short_tables(dataset.schema)
     model = _build(schema, config.model)
