@@ -37,4 +37,4 @@ check: $(INSTALLED)
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 
 docs: $(INSTALLED)
-	@$(BIN)/python docs/refresh.py README.md docs/cli.md
+	@$(BIN)/python docs/refresh.py README.md docs/cli.md docs/models.md

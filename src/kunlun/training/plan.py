@@ -93,7 +93,7 @@ def make_plan(config: RunConfig) -> Plan:
             // len(batch)
             * config.train.batch_size,
         },
-        saved=_saved(schema, config, lengths, flops),
+        saved=savings(schema, config.model, lengths),
     )
 
 
@@ -103,23 +103,34 @@ def _build(schema: Schema, section: Mapping[str, Any]) -> nn.Module:
         return build(schema, section, "plan")
 
 
-def _saved(
-    schema: Schema, config: RunConfig, lengths: dict[str, Tensor], flops: float
+def savings(
+    schema: Schema, section: Mapping[str, Any], lengths: dict[str, Tensor]
 ) -> dict[str, float]:
-    """What the same model would cost without CompSkip, and with windows over whole histories."""
-    if config.model.get("name", "kunlun") != "kunlun":
+    """Share of the forward FLOPs that CompSkip and the window spare (paper 4.4.1 and 4.3.3).
+
+    section: the `model:` part of a configuration. lengths: event type -> history lengths, int64
+    [n]. Each is measured against the same model without it, everything else as configured.
+    """
+    if section.get("name", "kunlun") != "kunlun":
         return {}
-    no_window = {**config.model, "tower": {**config.model.get("tower", {}), "window": None}}
-    events = config.model.get("events", {})
-    no_window["events"] = {kind: {**keys, "window": None} for kind, keys in events.items()}
-    found = {}
-    for what, section in (
-        ("CompSkip", {**config.model, "comp_skip": False}),
-        ("window", no_window),
-    ):
-        full = sum(row.flops for row in count(_build(schema, section), lengths))
-        found[what] = 1 - flops / max(full, 1.0)
-    return found
+    events = section.get("events", {})
+    without: dict[str, dict[str, Any]] = {
+        "CompSkip": {"comp_skip": False},
+        "window": {
+            "tower": {**section.get("tower", {}), "window": None},
+            "events": {kind: {**keys, "window": None} for kind, keys in events.items()},
+        },
+    }
+    flops = forward_flops(schema, section, lengths)
+    return {
+        what: 1 - flops / max(forward_flops(schema, {**section, **change}, lengths), 1.0)
+        for what, change in without.items()
+    }
+
+
+def forward_flops(schema: Schema, section: Mapping[str, Any], lengths: dict[str, Tensor]) -> float:
+    """Forward FLOPs a sample of the model that `section` describes."""
+    return sum(row.flops for row in count(_build(schema, section), lengths))
 
 
 def _activation_bytes(model: nn.Module, config: RunConfig, batch: Batch) -> int:
