@@ -72,8 +72,10 @@ class RunConfig(Config):
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if not self.name or Path(self.name).name != self.name:
-            raise ConfigError(f"name is '{self.name}', expected one directory name without slashes")
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\\0"):
+            raise ConfigError(
+                f"name is {self.name!r}, expected one directory name without slashes, not '..'"
+            )
 
 
 def presets() -> list[str]:

@@ -31,10 +31,10 @@ def is_finished(run: Path, config: RunConfig) -> bool:
 def resume_point(run: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> Path | None:
     """The checkpoint to go on from, or None to start; changes nothing on the disk.
 
-    Raises RunError: the run exists and neither resume nor overwrite is wanted, or it is resumed
-    with another configuration.
+    Raises RunError: the directory holds something else, the run exists and neither resume nor
+    overwrite is wanted, or it is resumed with another configuration.
     """
-    if not (run / "config.yaml").exists():
+    if not _holds_a_run(run):
         return None
     if not resume and not overwrite:
         raise RunError(f"{run} exists; go on with --resume, or choose another name=")
@@ -43,6 +43,22 @@ def resume_point(run: Path, config: RunConfig, *, resume: bool, overwrite: bool)
     _same(config_of(run), config, run)
     found = checkpoint.complete(run / "checkpoints")
     return found[-1] if found else None
+
+
+def _holds_a_run(run: Path) -> bool:
+    """Whether a run is there, or nothing at all. Raises RunError if something else is: starting
+    over deletes files, and must never meet any but our own."""
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{run} is a file, expected a directory; choose another name=")
+    if not run.is_dir() or not any(run.iterdir()):
+        return False
+    file = run / "config.yaml"
+    if not file.is_file() or not {"name", "data", "model", "train"} <= read_yaml(file).keys():
+        raise RunError(
+            f"{run} is not empty and not a run of kunlun (no config.yaml of one); "
+            "choose another name=, or empty it"
+        )
+    return True
 
 
 def begin(run: Path, config: RunConfig, *, fresh: bool) -> None:
