@@ -8,7 +8,8 @@ import pytest
 
 from kunlun.errors import ConfigError, RunError
 from kunlun.training.config import RunConfig
-from kunlun.training.trainer import train
+from kunlun.training.evaluate import evaluate
+from kunlun.training.trainer import Trainer, train
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -63,3 +64,68 @@ def test_an_empty_directory_will_do(data, config, tmp_path, monkeypatch):
 def test_a_name_is_one_directory_under_runs(name):
     with pytest.raises(ConfigError, match=r"name is '.*', expected one directory name without"):
         RunConfig(name=name, data="d")
+
+
+@pytest.fixture
+def cut(data, config, tmp_path, monkeypatch):
+    """A run that was cut off at step 4, on data in a directory of their own; the data's folder."""
+    folder = tmp_path / "data"
+    (folder / "encoders").mkdir(parents=True)
+    (folder / "encoders" / "item.json").write_text("{}")
+    (folder / "schema.yaml").write_text("labels: {}")
+    data.path, data.manifest = str(folder), {"inputs": {"x.parquet": {"sha256": "a", "bytes": 1}}}
+
+    def crash(self, batch):
+        if self.progress.step == 4:
+            raise InterruptedError
+        original(self, batch)
+
+    original = Trainer._step
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", crash)
+        with pytest.raises(InterruptedError):
+            train(config(), out=tmp_path / "r", quiet=True)
+    return folder
+
+
+def prepare_again(data, folder, what):
+    if what == "inputs":
+        data.manifest = {"inputs": {"x.parquet": {"sha256": "b", "bytes": 1}}}
+    elif what == "schema":
+        (folder / "schema.yaml").write_text("labels: {click: {}}")
+    else:
+        (folder / "encoders" / "item.json").write_text('{"a": 2}')
+
+
+@pytest.mark.parametrize("what", ["inputs", "encoders", "schema"])
+def test_a_resume_on_other_data_is_refused_and_changes_nothing(data, config, cut, tmp_path, what):
+    before = files(tmp_path / "r")
+    prepare_again(data, cut, what)
+    with pytest.raises(RunError, match=rf"cannot resume: the data were prepared again.*{what}"):
+        train(config(), out=tmp_path / "r", resume=True, quiet=True)
+    assert files(tmp_path / "r") == before
+
+
+def test_a_resume_that_cannot_be_restored_changes_nothing(data, config, cut, tmp_path):
+    run = tmp_path / "r"
+    place = sorted((run / "checkpoints").iterdir())[-1]
+    state = (place / "state.json").read_text()
+    (place / "state.json").write_text("?" * len(state))
+    before = files(run)
+    with pytest.raises(RunError, match="cannot be read"):
+        train(config(), out=run, resume=True, quiet=True)
+    assert files(run) == before
+
+
+def test_a_torn_description_of_the_data_is_one_clear_line(data, config, cut, tmp_path):
+    (tmp_path / "r" / "env.json").write_text("{")
+    with pytest.raises(RunError, match=r"env\.json: not valid JSON; delete it to do without"):
+        train(config(), out=tmp_path / "r", resume=True, quiet=True)
+    with pytest.raises(RunError, match=r"env\.json: not valid JSON; delete it to do without"):
+        evaluate(tmp_path / "r")
+
+
+def test_a_resume_on_the_same_data_elsewhere_goes_on(data, config, cut, tmp_path):
+    data.path = str(cut.rename(tmp_path / "moved"))
+    run = train(config(), out=tmp_path / "r", resume=True, quiet=True)
+    assert (run / "summary.json").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +132,7 @@ def _columns(schema: Schema) -> dict[str, Any]:
 
 def _encoder_differences(run: Path, dataset: Any) -> list[str]:
     """Vocabularies of equal size may still hold other values: compare the hashes at hand."""
-    file = run / "env.json"
-    old = json.loads(file.read_text()).get("data", {}).get("encoders") if file.is_file() else None
+    old = source.recorded(run).get("encoders")
     if old is None or old == source.encoders_hash(Path(dataset.path) / "encoders"):
         return []
     return ["its encoders (vocabularies, transforms) are not those of the training data"]

@@ -64,7 +64,8 @@ def base_rates(dataset: Any) -> list[float]:
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
-    """What env.json remembers of the data: where, rows by split, hashes of inputs and encoders."""
+    """What env.json remembers of the data: where, rows by split, hashes of what they were made of
+    and with."""
     manifest = dataset.manifest
     splits = {name: split.get("rows") for name, split in manifest.get("splits", {}).items()}
     return {
@@ -72,7 +73,45 @@ def fingerprint(dataset: Any) -> dict[str, Any]:
         "rows": splits,
         "inputs": manifest.get("inputs", {}),
         "encoders": encoders_hash(Path(dataset.path) / "encoders"),
+        "schema": _hash(Path(dataset.path) / "schema.yaml"),
     }
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    """The fingerprint of the data that a run was trained on; {} if none was kept.
+
+    Raises RunError if env.json is torn.
+    """
+    file = run / "env.json"
+    try:
+        data: dict[str, Any] = json.loads(file.read_text()).get("data", {})
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError:
+        raise RunError(
+            f"{file}: not valid JSON; delete it to do without comparing the data"
+        ) from None
+    return data
+
+
+def check_same_data(run: Path, dataset: Any) -> None:
+    """Raises RunError if the samples are not those that the run has read so far, wherever the
+    dataset directory lies now."""
+    before, now = recorded(run), fingerprint(dataset)
+    changed = [
+        key
+        for key in ("schema", "inputs", "encoders", "rows")
+        if key in before and before[key] != now[key]
+    ]
+    if changed:
+        raise RunError(
+            f"{run}: cannot resume: the data were prepared again and differ in "
+            f"{', '.join(changed)}; put the old ones back, or start a run with another name="
+        )
+
+
+def _hash(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def encoders_hash(folder: Path) -> str:

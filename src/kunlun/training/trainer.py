@@ -58,10 +58,12 @@ def train(
     place = rundir.resume_point(run, config, resume=resume, overwrite=overwrite)
     if dataset is None:
         dataset = source.open_data(config.data)
-    trainer = Trainer(config, run, dataset)  # what is wrong with data or model shows up here,
-    rundir.begin(run, config, fresh=place is None)  # before anything is written or deleted
+    if place is not None:
+        source.check_same_data(run, dataset)
+    trainer = Trainer(config, run, dataset)  # what is wrong with data, model or checkpoint shows up
+    step = trainer.restore(place) if place is not None else None  # before anything is written
+    rundir.begin(run, config, fresh=place is None)
     write_json(run / "env.json", trainer.environment())
-    step = trainer.restore(place) if place is not None else None
     with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log, interrupts() as asked:
         trainer.fit(log, asked)
         trainer.finish(log)
