@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from kunlun.models.head import Head
 from kunlun.training import source
 
 USERS, ITEMS = 40, 30
+HOUR = 3_600_000  # milliseconds
 
 
 def make_schema(items: int = ITEMS) -> Schema:
@@ -60,14 +62,19 @@ class Standin:
         click = (draw.random(n) < p).astype(np.float32)
         buy = np.where(click == 1, draw.random(n) < 0.3, np.nan).astype(np.float32)
         price[self.poison if self.poison is not None and split == "train" else []] = np.nan
+        start = 1000 * list(self.sizes).index(split)  # splits are parts of one log
         return {"user": user, "item": item, "price": price.astype(np.float32), "click": click,
-                "buy": buy, "truth.click": p, "length": draw.integers(0, 6, n)}  # fmt: skip
+                "buy": buy, "truth.click": p, "length": draw.integers(0, 6, n),
+                "row": start + np.arange(n)[::-1], "time": np.arange(n) * HOUR}  # fmt: skip
 
     def rows(self, split: str) -> int:
         return self.sizes[split]
 
     def column(self, split: str, name: str) -> np.ndarray:
         return self.columns[split][name]
+
+    def ids(self, kind: str) -> pa.Array:
+        return pa.array([f"{kind[0]}{i}" for i in range({"users": USERS, "items": ITEMS}[kind])])
 
     def batch(self, split: str, rows: np.ndarray) -> Batch:
         c = {name: torch.from_numpy(values[rows]) for name, values in self.columns[split].items()}
@@ -87,7 +94,7 @@ class Standin:
             numeric=c["price"][:, None],
             events={"view": events},
             request=None,
-            request_time=torch.from_numpy(rows).long() * 3_600_000,
+            request_time=c["time"],
             labels=torch.stack([c["click"], c["buy"]], dim=1),
             weights=torch.ones(len(rows)),
             group=c["user"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -29,7 +30,7 @@ def run(data, config, tmp_path):
 def test_evaluation_against_sklearn_on_the_predictions(run, data):
     found = evaluate(run)
     table = predictions.read(run / "predictions" / "test.parquet")
-    assert table["row"].tolist() == list(range(300))
+    assert table["row"].tolist() == data.column("test", "row").tolist()
     for task in ("click", "buy"):
         y, p = table[f"label.{task}"], table[f"p.{task}"]
         known = ~np.isnan(y)
@@ -37,6 +38,17 @@ def test_evaluation_against_sklearn_on_the_predictions(run, data):
         assert found["tasks"][task]["logloss"] == pytest.approx(log_loss(y[known], p[known]))
         assert found["tasks"][task]["rows"] == known.sum()
     assert json.loads((run / "evaluation.json").read_text()) == found
+
+
+def test_predictions_name_their_rows_as_the_logs_do(run, data):
+    table = predictions.read(run / "predictions" / "test.parquet")
+    assert list(table)[:7] == ["split", "row", "user", "item", "time", "group", "weight"]
+    assert set(table["split"]) == {"test"}
+    for column in ("row", "time"):
+        assert table[column].tolist() == data.column("test", column).tolist()
+    for column in ("user", "item"):
+        expected = [f"{column[0]}{i}" for i in data.column("test", column)]
+        assert table[column].tolist() == expected
 
 
 def test_expected_ne_and_floor_against_their_definition(run, data):
@@ -127,15 +139,20 @@ def test_no_valid_and_no_test_rows(data, config, tmp_path, monkeypatch):
     assert io.load(run / "model") is not None
 
 
-def write_predictions(run, noise, seed, n=2000):
+def write_predictions(run, noise, seed, n=2000, order=None):
     draw = torch.Generator().manual_seed(0)
     z = torch.randn(n, 1, generator=draw) * 2
     labels = (torch.rand(n, 1, generator=draw) < z.sigmoid()).float()
     labels[::50] = torch.nan
     z = z + noise * torch.randn(n, 1, generator=torch.Generator().manual_seed(seed))
     longs = torch.arange(n)
-    scored = Scored(z, labels, torch.ones(n), longs // 5, longs, longs)
-    predictions.write(scored, ["click"], run / "predictions" / "test.parquet")
+    order = longs if order is None else order
+    labels, z = labels[order], z[order]
+    scored = Scored(z, labels, torch.ones(n), order // 5, order, order)
+    names = ("split", "row", "user", "item", "time")
+    keys = pa.table({name: order.numpy() for name in names})
+    table = predictions.table(scored, ["click"], keys)
+    predictions.write([table], run / "predictions" / "test.parquet")
     return run
 
 
@@ -161,6 +178,17 @@ def test_compare_of_equals_finds_nothing(tmp_path):
     assert [found[m]["better"] for m in ("logloss", "ne", "auc")] == [None] * 3
     same = compare(runs[0], runs[0], draws=20)["tasks"]["click"]
     assert (same["auc"]["low"], same["auc"]["high"]) == (0.0, 0.0)
+
+
+def test_compare_aligns_by_row(tmp_path):
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(5))
+    a, b = write_predictions(tmp_path / "a", 0.5, 1), write_predictions(tmp_path / "b", 1.0, 2)
+    mixed = write_predictions(tmp_path / "m", 1.0, 2, order=order)
+    found, again = compare(a, b, draws=50), compare(a, mixed, draws=50)
+    assert again["tasks"] == found["tasks"]
+    twice = write_predictions(tmp_path / "t", 1.0, 2, order=order % 1000)
+    with pytest.raises(RunError, match=r"hold a row twice; evaluate again"):
+        compare(twice, twice)
 
 
 def test_bootstrap_interval_covers_the_sampling_error(tmp_path):

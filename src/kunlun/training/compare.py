@@ -31,8 +31,7 @@ def compare(
     the interval holds 0. Memory 8 bytes x groups a draw; time O(draws x rows).
     Raises RunError if predictions are missing or of other rows.
     """
-    a = predictions.read(Path(run_a) / "predictions" / f"{split}.parquet")
-    b = predictions.read(Path(run_b) / "predictions" / f"{split}.parquet")
+    a, b = (_by_row(Path(run) / "predictions" / f"{split}.parquet") for run in (run_a, run_b))
     tasks = _shared_tasks(a, b, run_a, run_b)
     found: dict[str, Any] = {}
     for task in tasks:
@@ -51,15 +50,22 @@ def compare(
     }
 
 
+def _by_row(file: Path) -> dict[str, NDArray[Any]]:
+    """The predictions in order of their rows in the logs."""
+    found = predictions.read(file)
+    order = np.argsort(found["row"], kind="stable")
+    ordered = {name: values[order] for name, values in found.items()}
+    if len(order) and not (np.diff(ordered["row"]) > 0).all():
+        raise RunError(f"{file}: predictions hold a row twice; evaluate again")
+    return ordered
+
+
 def _shared_tasks(a: dict[str, Any], b: dict[str, Any], run_a: Any, run_b: Any) -> list[str]:
     tasks = [n[2:] for n in a if n.startswith("p.") and n in b]
     if not tasks:
         raise RunError(f"{run_a} and {run_b} have no task in common")
     for name in ("row", "group", "weight", *(f"label.{t}" for t in tasks)):
-        same = len(a[name]) == len(b[name]) and np.array_equal(
-            a[name].astype(np.float64), b[name].astype(np.float64), equal_nan=True
-        )
-        if not same:
+        if not np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f"):
             raise RunError(
                 f"{run_a} and {run_b} were evaluated on different rows ('{name}' differs); "
                 "evaluate both on the same data first"

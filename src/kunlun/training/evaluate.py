@@ -51,7 +51,8 @@ def evaluate(
         found["tasks"][task] |= _against_truth(scored, tasks.index(task), truth)
     tag = split if data is None else f"{Path(data).name}_{split}"
     write_json(run / ("evaluation.json" if tag == "test" else f"evaluation_{tag}.json"), found)
-    predictions.write(scored, tasks, run / "predictions" / f"{tag}.parquet")
+    table = predictions.table(scored, tasks, predictions.keys(dataset, split))
+    predictions.write([table], run / "predictions" / f"{tag}.parquet")
     return found
 
 
@@ -72,7 +73,8 @@ def predict(
     model, settings, dataset = _open(run, data, dataset, device)
     file = out if out is not None else run / "predictions" / f"{split}.parquet"
     tasks: list[str] = model.schema.tasks  # type: ignore[union-attr, assignment]
-    predictions.write(_score(model, dataset, split, settings), tasks, file)
+    scored = _score(model, dataset, split, settings)
+    predictions.write([predictions.table(scored, tasks, predictions.keys(dataset, split))], file)
     return file
 
 

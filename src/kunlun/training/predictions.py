@@ -1,13 +1,16 @@
-"""Predictions on disk: one Parquet file a split, the input of comparisons between runs.
+"""Predictions on disk: Parquet that joins the raw logs, and the input of comparisons.
 
-Columns: row (index in the split), group, weight, and per task p.TASK and label.TASK (null =
-unknown or not there).
+Columns: split, row (index in the impressions as they were prepared, from 0, file after file), user
+and item (raw ids), time (of the request, int64 ms), group, weight, and per task p.TASK and
+label.TASK (null = unknown or not there).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,23 +20,40 @@ from kunlun.errors import RunError
 from kunlun.training.scoring import Scored
 
 
-def write(scored: Scored, tasks: list[str], file: Path) -> None:
-    """Write all rows; the file appears complete or not at all."""
-    columns = {
-        "row": np.arange(len(scored.logits)),
-        "group": scored.group.numpy(),
-        "weight": scored.weights.numpy(),
+def keys(dataset: Any, split: str) -> pa.Table:
+    """The columns split, row, user, item and time of a split, in sample order."""
+    ids = {
+        kind: dataset.ids(f"{kind}s").take(pa.array(dataset.column(split, kind)))
+        for kind in ("user", "item")
     }
+    numbers = {name: dataset.column(split, name) for name in ("row", "time")}
+    return pa.table(
+        {
+            "split": pa.repeat(split, dataset.rows(split)),
+            "row": numbers["row"],
+            **ids,
+            "time": numbers["time"],
+        }
+    )
+
+
+def table(scored: Scored, tasks: list[str], keys: pa.Table) -> pa.Table:
+    """All columns of the scored rows, which `keys` tells apart."""
+    columns = dict(zip(keys.column_names, keys.columns, strict=True))
+    columns |= {"group": scored.group.numpy(), "weight": scored.weights.numpy()}
     probability = scored.logits.double().sigmoid().numpy()
-    for i, task in enumerate(tasks):
-        columns[f"p.{task}"] = probability[:, i]
-    table = pa.table(columns)
+    columns |= {f"p.{task}": probability[:, i] for i, task in enumerate(tasks)}
     for i, task in enumerate(tasks):
         labels = scored.labels[:, i].numpy()
-        table = table.append_column(f"label.{task}", pa.array(labels, mask=np.isnan(labels)))
+        columns[f"label.{task}"] = pa.array(labels, mask=np.isnan(labels))
+    return pa.table(columns)
+
+
+def write(tables: Sequence[pa.Table], file: Path) -> None:
+    """Write tables one after another; the file appears complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.writing")
-    pq.write_table(table, aside)
+    pq.write_table(pa.concat_tables(tables), aside)
     os.replace(aside, file)
 
 
