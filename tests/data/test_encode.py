@@ -32,7 +32,6 @@ CANONICAL = [
     (pa.array([float("inf"), 1.0]), ["inf", "1"]),
     (pa.array([True, False, None]), [1, 0, None]),
     (pa.array([2**64 - 1, 1], pa.uint64()), ["18446744073709551615", "1"]),
-    (pa.array([2.0**60]), ["1.152921504606847e+18"]),
     (pa.array(["a", "", None]), ["a", None, None]),
     (pa.array(["b", "a", "b"]).dictionary_encode(), ["b", "a", "b"]),
     (pa.nulls(2), [None, None]),

@@ -61,6 +61,11 @@ def is_keyed(feature: Feature) -> bool:
     return feature.kind in ("categorical", "multi")
 
 
+def is_text(feature: Feature) -> bool:
+    """Whether its raw column holds keys or lists of them, which a CSV must leave as text."""
+    return is_keyed(feature) or feature.part == "length"
+
+
 def is_clock(feature: Feature) -> bool:
     """Whether ids are hours or weekdays."""
     return feature.part in ("hour", "weekday")

@@ -59,11 +59,11 @@ class Entities:
         hint = suggest(column, known or sorted(self.id_names))
         raise SchemaError(f"{where}: no table of tables.{self.kind} has '{column}'; {hint}")
 
-    def want(self, column: str, where: str) -> None:
-        """Ask for a column before loading."""
+    def want(self, column: str, where: str, *, keys: bool = False) -> None:
+        """Ask for a column before loading; keys: see RawTable.want."""
         owner = self.owner(column, where)
         if owner >= 0:
-            self.tables[owner].want(column, where)
+            self.tables[owner].want(column, where, keys=keys)
 
     def column(self, name: str) -> Column:
         """Values aligned to the entities, null where the table lacks one."""

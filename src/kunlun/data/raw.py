@@ -39,7 +39,7 @@ class RawTable:
         self.table, self.where, self.root = table, where, root
         self.paths = _expand(table.files, root, where)
         self.names = [_names(path) for path in self.paths]
-        self._wanted: dict[str, None] = {}
+        self._wanted: dict[str, bool] = {}  # column -> whether it holds keys
         self._data = pa.table({})
         self._starts = np.zeros(1, np.int64)  # first row of each file, then the total
 
@@ -52,17 +52,20 @@ class RawTable:
         """Whether every file has that column."""
         return all(name in names for names in self.names)
 
-    def want(self, name: str, where: str) -> None:
-        """Ask for a column before `load`; `where` is the schema key that names it."""
+    def want(self, name: str, where: str, *, keys: bool = False) -> None:
+        """Ask for a column before `load`; `where` is the schema key that names it.
+
+        keys: its values are ids, so a CSV must not guess their type from how they look.
+        """
         for path, names in zip(self.paths, self.names, strict=True):
             if name not in names:
                 hint = suggest(name, names)
                 raise SchemaError(f"{where}: column '{name}' is not in {path}; {hint}")
-        self._wanted[name] = None
+        self._wanted[name] = keys or self._wanted.get(name, False)
 
     def load(self) -> None:
         """Read the wanted columns of all files."""
-        parts = [_read(path, list(self._wanted)) for path in self.paths]
+        parts = [_read(path, self._wanted) for path in self.paths]
         self._starts = np.cumsum([0, *(part.num_rows for part in parts)])
         if not self.rows:
             raise DataError(f"no rows; {self.where} needs at least one", file=self.paths[0])
@@ -150,16 +153,19 @@ def _names(path: Path) -> list[str]:
             return list(reader.schema.names)
 
 
-def _read(path: Path, columns: list[str]) -> pa.Table:
+def _read(path: Path, columns: dict[str, bool]) -> pa.Table:
     with _readable(path):
         if path.name.endswith(PARQUET):
             with pq.ParquetFile(path) as file:
-                return file.read(columns)
+                return file.read(list(columns))
         convert = csv.ConvertOptions(
-            include_columns=columns, null_values=NULLS, strings_can_be_null=True
+            include_columns=list(columns),
+            column_types={name: pa.large_string() for name, keys in columns.items() if keys},
+            null_values=NULLS,
+            strings_can_be_null=True,
         )
-        # One block, so that a type is inferred from every row; a late letter makes the column
-        # text, and the error then names its row.
+        # One block, so that the type of a number or time is inferred from every row; a late letter
+        # makes the column text, and the error then names its row.
         size = max(path.stat().st_size * (20 if path.suffix == ".gz" else 1), 1 << 20)
         read = csv.ReadOptions(block_size=min(size + 1, 2**31 - 1), use_threads=False)
         return csv.read_csv(path, read_options=read, convert_options=convert)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from kunlun.config import parse, read_yaml
+from kunlun.data.encode import is_text
 from kunlun.data.entities import Column, Entities, key_of, no_null
 from kunlun.data.histories import list_events
 from kunlun.data.raw import RawTable
@@ -103,10 +104,10 @@ def read_log(schema: Schema, root: Path, *, labels_required: bool = True) -> Log
     event_names = [_name(events, p, tables.impressions) for p in ("user", "item", "time", "type")]
     _want_all(schema, impressions, events, users, items, labels_required)
     for part, name in zip(("user", "item", "time"), names, strict=True):
-        impressions.want(name, f"tables.impressions.{part}")
+        impressions.want(name, f"tables.impressions.{part}", keys=part != "time")
     if events is not None:
         for part, name in zip(("user", "item", "time", "type"), event_names, strict=True):
-            events.want(name, f"tables.events.{part}")
+            events.want(name, f"tables.events.{part}", keys=part != "time")
     for table in [impressions, events, *users.tables, *items.tables]:
         if table is not None:
             table.load()
@@ -149,23 +150,23 @@ def _want_all(
         if feature.kind == "counter":
             for key in feature.keys:
                 if key not in schema.features:
-                    impressions.want(key, f"features.{name}.keys")
+                    impressions.want(key, f"features.{name}.keys", keys=True)
         elif feature.role in entities:
-            entities[feature.role].want(column, where)
+            entities[feature.role].want(column, where, keys=is_text(feature))
         elif feature.column is not None or feature.kind != "timestamp":
-            impressions.want(column, where)
+            impressions.want(column, where, keys=is_text(feature))
     for name, label in schema.labels.items():
         for part, raw in (("column", label.column or name), ("truth", label.truth)):
             if raw is not None and (labels_required or impressions.has(raw)):
                 impressions.want(raw, f"labels.{name}.{part}")
     for part in ("group", "weight"):
         if getattr(schema, part) is not None:
-            impressions.want(getattr(schema, part), part)
+            impressions.want(getattr(schema, part), part, keys=part == "group")
     for kind, event in schema.events.items():
         _want_event(kind, event, events, users)
     for found in entities.values():
         for table in found.tables:
-            table.want(key_of(table, impressions), f"{table.where}.key")
+            table.want(key_of(table, impressions), f"{table.where}.key", keys=True)
 
 
 def _want_event(kind: str, event: EventType, events: RawTable | None, users: Entities) -> None:
@@ -175,7 +176,8 @@ def _want_event(kind: str, event: EventType, events: RawTable | None, users: Ent
         if events is None:
             raise SchemaError(f"events.{kind}.features.{name}: list histories have item ids only")
         if feature.column is not None or feature.kind != "timestamp":
-            events.want(feature.column or name, f"events.{kind}.features.{name}.column")
+            where = f"events.{kind}.features.{name}.column"
+            events.want(feature.column or name, where, keys=is_text(feature))
     if event.lists:
         for part, column in zip(("column", "time"), _seeds(event.lists), strict=True):
             where = f"events.{kind}.lists.{part}"

@@ -57,8 +57,9 @@ def is_text(array: pa.Array) -> bool:
 def canonical(array: pa.Array) -> pa.Array:
     """Keys in one of two types, so that Parquet, CSV and JSON agree: int64, else large_string.
 
-    Booleans, and floats that are all whole, become int64; what does not fit it becomes text.
-    Null, NaN and "" are null.
+    Booleans, floats that are all whole, and text that is all spelt as int64 itself spells it
+    ("7", never "007") become int64; what does not fit it becomes text. Null, NaN and "" are null.
+    Raises BadValue for lists and for floats too large to tell neighbouring integers apart.
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
@@ -71,15 +72,36 @@ def canonical(array: pa.Array) -> pa.Array:
         return pa.nulls(len(array), pa.int64())
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
-        whole = pc.all(pc.equal(pc.floor(array), array)).as_py() is not False
-        if whole and (pc.max(pc.abs(array)).as_py() or 0) < 2**53:
-            return array.cast(pa.int64())
-        return array.cast(pa.large_string())
+        _refuse_lost_digits(array)
+        whole = pc.all(pc.and_(pc.is_finite(array), pc.equal(pc.floor(array), array))).as_py()
+        return array.cast(pa.large_string() if whole is False else pa.int64())
     huge = pa.types.is_uint64(kind) and (pc.max(array).as_py() or 0) >= 2**63
     if (pa.types.is_integer(kind) or pa.types.is_boolean(kind)) and not huge:
         return array.cast(pa.int64())
     text = array.cast(pa.large_string())
-    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
+    return _integers(pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text))
+
+
+def _integers(text: pa.Array) -> pa.Array:
+    """int64 if every value has the one spelling that its integer has, else the text as it is."""
+    if pc.all(pc.match_substring_regex(text, "^(0|-?[1-9][0-9]{0,18})$")).as_py() is False:
+        return text
+    try:
+        return text.cast(pa.int64())
+    except pa.ArrowInvalid:  # beyond 64 bits
+        return text
+
+
+def _refuse_lost_digits(array: pa.Array) -> None:
+    digits = {16: 11, 32: 24, 64: 53}[array.type.bit_width]
+    large = pc.and_(pc.is_finite(array), pc.greater_equal(pc.abs(array), 2.0**digits))
+    if pc.any(large).as_py():
+        row = pc.index(large, True).as_py()
+        raise BadValue(
+            f"found {array[row].as_py():.17g} of type {array.type}; ids stored as floats have lost "
+            "digits; store int64 or text",
+            row=row,
+        )
 
 
 def factorise(keys: pa.Array) -> tuple[Int32, pa.Array]:
