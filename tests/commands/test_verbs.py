@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -25,7 +27,12 @@ def test_readme_commands_run(
     assert "next: kunlun evaluate runs/small" in done.stdout
     manifest = json.loads((folder / "datasets/mine/manifest.json").read_text())
     scores = pq.read_table(folder / "scores.parquet")
-    assert len(scores) == manifest["splits"]["test"]["rows"]
+    rows = {name: split["rows"] for name, split in manifest["splits"].items()}
+    assert collections.Counter(scores["split"].to_pylist()) == rows
+    logged = pq.read_table(folder / "logs/impressions.parquet").take(scores["row"])
+    assert logged["user_id"].to_pylist() == scores["user"].to_pylist()
+    assert logged["item_id"].to_pylist() == scores["item"].to_pylist()
+    assert logged["timestamp"].to_pylist() == scores["time"].to_pylist()
     click = scores["p.click"].to_numpy()
     assert 0 < click.min() < click.max() < 1
 
@@ -158,7 +165,12 @@ def test_new_logs_like_old_ones(kunlun, house: Path, tmp_path: Path) -> None:
     own = json.loads((house / "runs/small/evaluation.json").read_text())
     assert found["tasks"]["click"]["ne"] == pytest.approx(own["tasks"]["click"]["ne"])
     assert kunlun("predict", run, "data=today", "--out", "p.parquet").out == "wrote p.parquet\n"
-    assert (tmp_path / "p.parquet").is_file()
+    assert set(pq.read_table(tmp_path / "p.parquet")["split"].to_pylist()) == {
+        "train", "valid", "test",
+    }  # fmt: skip
+    line = ("predict", run, "data=today", "--out", "v.parquet", "--split", "valid")
+    assert kunlun(*line).code == 0
+    assert set(pq.read_table(tmp_path / "v.parquet")["split"].to_pylist()) == {"valid"}
 
 
 def test_stream_takes_keys_and_lists_presets(kunlun, tmp_path: Path) -> None:
@@ -179,3 +191,18 @@ def test_doctor_says_which_backend_and_why(kunlun) -> None:
     assert "torch " in shown
     assert "gdpa " in shown
     assert "portable" in shown
+
+
+def test_like_warns_of_a_missing_past(kunlun, house: Path, tmp_path: Path) -> None:
+    shutil.copytree(house / "logs", tmp_path / "logs")
+    events = pq.read_table(tmp_path / "logs/events.parquet").sort_by("timestamp")
+    pq.write_table(events.slice(len(events) // 2), tmp_path / "logs/events.parquet")
+    old = str(house / "datasets/mine")
+    prepared = kunlun("data", "prepare", "logs/schema.yaml", "--like", old, "--out", "today")
+    assert prepared.code == 0
+    validated = kunlun("data", "validate", "logs/schema.yaml", "--like", old, "--json")
+    assert json.loads(validated.out)["warnings"]
+    for result in (prepared, validated):
+        lines = result.err.splitlines()
+        assert lines
+        assert all(line.startswith("warning: events of type '") for line in lines)

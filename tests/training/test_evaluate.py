@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import log_loss, roc_auc_score
 from standin import Standin, make_schema
 
-from kunlun.errors import RunError
+from kunlun.errors import DataError, RunError
 from kunlun.metrics.ne import entropy
 from kunlun.models import io
 from kunlun.training import predictions
@@ -91,11 +91,58 @@ def test_other_data_keep_the_runs_own_evaluation(run, data):
 def test_predict_without_labels(run, data, tmp_path):
     for name in ("click", "buy"):
         data.columns["test"][name] = np.full(300, np.nan, dtype=np.float32)
-    file = predict(run, out=tmp_path / "p.parquet")
+    file = predict(run, out=tmp_path / "p.parquet", split="test")
     table = pq.read_table(file)
     assert table["label.click"].null_count == 300
     assert 0 < table["p.click"].to_numpy().min() < table["p.click"].to_numpy().max() < 1
     assert evaluate(run)["tasks"]["click"]["ne"] is None
+
+
+def test_predict_scores_every_split_or_the_chosen_one(run, data, tmp_path):
+    both = predictions.read(predict(run, out=tmp_path / "all.parquet"))
+    assert both["split"].tolist() == ["train"] * 600 + ["valid"] * 200 + ["test"] * 300
+    assert len(set(both["row"])) == 1100
+    one = predictions.read(predict(run, out=tmp_path / "one.parquet", split="valid"))
+    assert one["p.click"].tolist() == both["p.click"][600:800].tolist()
+    assert predict(run) == run / "predictions" / "all.parquet"
+
+
+def test_splits_without_rows(run, data, tmp_path):
+    today = Standin(sizes={"train": 0, "valid": 0, "test": 40})
+    file = predict(run, out=tmp_path / "p.parquet", dataset=today)
+    assert predictions.read(file)["split"].tolist() == ["test"] * 40
+    before = sorted(tmp_path.rglob("*"))
+    message = r"nowhere: the valid split has no rows; those that have: test \(40\)"
+    with pytest.raises(DataError, match=message):
+        predict(run, out=tmp_path / "q.parquet", split="valid", dataset=today)
+    with pytest.raises(DataError, match=message):
+        evaluate(run, split="valid", dataset=today)
+    with pytest.raises(DataError, match=r"the test split has no rows; those that have: none"):
+        evaluate(run, dataset=Standin(sizes={"train": 0, "valid": 0, "test": 0}))
+    with pytest.raises(DataError, match=r"nowhere: no split has rows"):
+        predict(run, dataset=Standin(sizes={"train": 0, "valid": 0, "test": 0}))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["folder", "file/p.parquet"])
+def test_predict_leaves_nothing_where_it_cannot_write(run, data, tmp_path, out):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=r"(folder is a directory|file is a file), .*give a file"):
+        predict(run, out=tmp_path / out)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_predictions_cut_short_leave_nothing(run, data, tmp_path, monkeypatch):
+    def torn(table, place):
+        place.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predictions.pq, "write_table", torn)
+    with pytest.raises(OSError, match="No space left"):
+        predict(run, out=tmp_path / "p" / "p.parquet")
+    assert list((tmp_path / "p").iterdir()) == []
 
 
 def test_foreign_tables_are_refused_by_name(run, data):

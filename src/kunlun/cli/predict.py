@@ -14,9 +14,9 @@ from kunlun.cli.group import data_of, overrides_argument, verb
 @overrides_argument
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file.")
 @click.option(
-    "--split", default="test", type=click.Choice(["train", "valid", "test"]), show_default=True
+    "--split", type=click.Choice(["train", "valid", "test"]), help="Only this one.  [default: all]"
 )
-def command(run: Path, overrides: tuple[str, ...], out: Path, split: str) -> None:
+def command(run: Path, overrides: tuple[str, ...], out: Path, split: str | None) -> None:
     """Write the run's probability of every label for every row of data=DIR, labelled or not."""
     from kunlun.training.evaluate import predict
 

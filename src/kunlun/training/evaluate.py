@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kunlun.data.labels import SPLITS
 from kunlun.errors import DataError, RunError
 from kunlun.features.schema import Schema
+from kunlun.metrics import RankingMetrics
 from kunlun.metrics.ne import cross_entropy, entropy
 from kunlun.models import flops, io
 from kunlun.training import environment, predictions, rundir, source
@@ -32,10 +34,11 @@ def evaluate(
     data: another dataset directory (prepared with `--like`), default the run's own. Other data or
     another split than test go to evaluation_[NAME_]SPLIT.json, predictions/[NAME_]SPLIT.parquet.
     Returns data, split, tasks {task: metrics}, slices, calibration {task: bins}, flops.
-    Raises RunError: no run, no model, or data that the model cannot read.
+    Raises RunError: no run, no model, or data that the model cannot read; DataError: no rows.
     """
     run = Path(run)
     model, settings, dataset = _open(run, data, dataset, device)
+    _splits(dataset, split)
     scored = _score(model, dataset, split, settings)
     tasks = dataset.schema.tasks
     metrics = scored.metrics(tasks)
@@ -49,7 +52,7 @@ def evaluate(
     }
     for task, truth in _truths(dataset, split).items():
         found["tasks"][task] |= _against_truth(scored, tasks.index(task), truth)
-    tag = split if data is None else f"{Path(data).name}_{split}"
+    tag = _tag(data, split)
     write_json(run / ("evaluation.json" if tag == "test" else f"evaluation_{tag}.json"), found)
     table = predictions.table(scored, tasks, predictions.keys(dataset, split))
     predictions.write([table], run / "predictions" / f"{tag}.parquet")
@@ -60,22 +63,60 @@ def predict(
     run: Path | str,
     data: str | None = None,
     out: Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     *,
     dataset: Any = None,
     device: str | None = None,
 ) -> Path:
     """Write the probabilities of every row, labelled or not, as Parquet; returns its path.
 
-    out: default RUN/predictions/SPLIT.parquet. Columns: see kunlun.training.predictions.
+    out: default RUN/predictions/[NAME_]SPLIT.parquet. split: default all, then SPLIT is "all".
+    Columns: see kunlun.training.predictions. Raises as `evaluate`, or RunError: `out` is no place
+    for a file.
     """
     run = Path(run)
+    if out is not None:
+        predictions.check_place(out)
     model, settings, dataset = _open(run, data, dataset, device)
-    file = out if out is not None else run / "predictions" / f"{split}.parquet"
+    file = out if out is not None else run / "predictions" / f"{_tag(data, split)}.parquet"
     tasks: list[str] = model.schema.tasks  # type: ignore[union-attr, assignment]
-    scored = _score(model, dataset, split, settings)
-    predictions.write([predictions.table(scored, tasks, predictions.keys(dataset, split))], file)
+    tables = [
+        predictions.table(
+            _score(model, dataset, name, settings), tasks, predictions.keys(dataset, name)
+        )
+        for name in _splits(dataset, split)
+    ]
+    predictions.write(tables, file)
     return file
+
+
+def metrics_on_test(run: Path, dataset: Any, device: str) -> dict[str, Any]:
+    """Task -> metrics of the test split, all undefined if it has no rows; evaluates the run."""
+    if not dataset.rows("test"):
+        return RankingMetrics(dataset.schema.tasks).compute()
+    found: dict[str, Any] = evaluate(run, dataset=dataset, device=device)["tasks"]
+    return found
+
+
+def _tag(data: str | None, split: str | None) -> str:
+    """What the files of an evaluation are called."""
+    what = split or "all"
+    return what if data is None else f"{Path(data).name}_{what}"
+
+
+def _splits(dataset: Any, split: str | None) -> list[str]:
+    """The chosen split, or all that have rows. Raises DataError if there are none."""
+    rows = {name: dataset.rows(name) for name in SPLITS}
+    some = [name for name, n in rows.items() if n]
+    if split is None and some:
+        return some
+    if split is None:
+        raise DataError("no split has rows; prepare logs that reach into one", file=dataset.path)
+    if not rows[split]:
+        having = ", ".join(f"{name} ({rows[name]})" for name in some) or "none"
+        message = f"the {split} split has no rows; those that have: {having}"
+        raise DataError(message, file=dataset.path)
+    return [split]
 
 
 def _open(

@@ -53,8 +53,20 @@ def write(tables: Sequence[pa.Table], file: Path) -> None:
     """Write tables one after another; the file appears complete or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.writing")
-    pq.write_table(pa.concat_tables(tables), aside)
-    os.replace(aside, file)
+    try:
+        pq.write_table(pa.concat_tables(tables), aside)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def check_place(file: Path) -> None:
+    """Raises RunError if no file can be written there; before hours of scoring, not after."""
+    if file.is_dir():
+        raise RunError(f"{file} is a directory, which a file cannot replace; give a file")
+    for parent in file.parents:
+        if parent.exists() and not parent.is_dir():
+            raise RunError(f"{parent} is a file, not a directory; give a file in a directory")
 
 
 def read(file: Path) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from kunlun.models.head import multi_task_loss
 from kunlun.training import checkpoint, environment, rundir, source
 from kunlun.training.average import Average
 from kunlun.training.config import RunConfig
-from kunlun.training.evaluate import evaluate
+from kunlun.training.evaluate import metrics_on_test
 from kunlun.training.guards import check_finite
 from kunlun.training.interrupt import Interrupted, interrupts
 from kunlun.training.optim import Optimizers, learning_rate_factor
@@ -261,13 +261,13 @@ class Trainer:
         now = self.progress
         if now.stopped:
             log.say(f"stopped at step {now.step}: {now.stopped}")
-        found = evaluate(self.run, dataset=self.dataset, device=str(self.device))
+        test = metrics_on_test(self.run, self.dataset, str(self.device))
         tables = sum(p.numel() for p in self.optimizers.tables.values())
         dense = sum(p.numel() for p in self.optimizers.dense.values())
         speed = now.samples / now.seconds
         summary = {
             "valid": now.valid,
-            "test": found["tasks"],
+            "test": test,
             "train": {
                 "samples": now.samples, "samples_per_s": speed, "flops_per_sample": now.flops,
                 "mfu": self._mfu(speed), "data_wait": now.waited / now.seconds,
@@ -280,7 +280,7 @@ class Trainer:
             },
         }  # fmt: skip
         write_json(self.run / "summary.json", summary)
-        for task, values in found["tasks"].items():
+        for task, values in test.items():
             numbers = (values[k] for k in ("ne", "auc", "calibration", "base_rate"))
             ne_, auc, calibration, base = ("-" if v is None else f"{v:.4f}" for v in numbers)
             log.say(f"test  {task}: NE {ne_} (base rate {base})  AUC {auc}  p/y {calibration}")
