@@ -9,6 +9,7 @@ import difflib
 import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -86,6 +87,21 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(
         function
     )
+
+
+def like_option(function: F) -> F:
+    """--like DIR, as the argument `like`."""
+    return click.option(
+        "--like",
+        type=click.Path(path_type=Path),
+        help="Reuse this dataset's vocabularies and transforms, so that its models fit.",
+    )(function)
+
+
+def warn(messages: Sequence[str]) -> None:
+    """One line each on stderr."""
+    for message in messages:
+        click.echo(f"warning: {message}", err=True)
 
 
 def overrides_argument(function: F) -> F:

@@ -62,8 +62,8 @@ def read_truths(log: Log) -> dict[str, Float64]:
 
 
 def read_weights(log: Log) -> NDArray[np.float32]:
-    """float32 [N], 1 without a weight column."""
-    if log.schema.weight is None:
+    """float32 [N], 1 without a weight column (it may be absent when scoring)."""
+    if log.schema.weight is None or not log.impressions.has(log.schema.weight):
         return np.ones(len(log.time), np.float32)
     with log.impressions.blame(log.schema.weight):
         x = numbers(log.impressions.column(log.schema.weight))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,35 @@ def describe(
         "tables": {t: {"size": s, "dim": d} for t, (s, d) in schema.table_sizes.items()},
         "inputs": {name: _file(path) for name, path in inputs.items()},
     }
+
+
+def missing_past(log: Log, stores: dict[str, EventTable], like: Path) -> list[str]:
+    """One line for each log that begins later than that of the dataset `like`, although histories
+    or counters are made of it."""
+    old = json.loads((like / "manifest.json").read_text())
+    counters = [f for f in log.schema.features.values() if f.kind == "counter"]
+    known = [split["time"][0] for split in old["splits"].values() if split["time"]]
+    begins = []
+    if known and any(f.of is None for f in counters):
+        begins.append(("impressions", log.time, min(known), "counters"))
+    what = "histories and counters" if any(f.of for f in counters) else "histories"
+    for kind, store in stores.items():
+        was = old["events"].get(kind, {}).get("time")
+        if was is not None:
+            begins.append((f"events of type '{kind}'", store.time, was[0], what))
+    return [
+        f"{name} begin {iso(time.min())}, those of {like} {iso(was)}: {made} miss what came "
+        f"before: add the earlier files to tables.{name.split()[0]}.files"
+        if len(time)
+        else f"there are no {name}, unlike in {like}: {made} miss them"
+        for name, time, was, made in begins
+        if not len(time) or time.min() > was
+    ]
+
+
+def iso(ms: int) -> str:
+    """UTC time as text, without fractions that are 0."""
+    return datetime.fromtimestamp(int(ms) / 1000, UTC).replace(tzinfo=None).isoformat()
 
 
 def _split(

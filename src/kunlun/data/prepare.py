@@ -32,7 +32,7 @@ from kunlun.data.entities import Column
 from kunlun.data.event_store import EventTable
 from kunlun.data.fit import Train, check_like, counter_numbers, fit, tallies
 from kunlun.data.labels import SPLITS, bounds, read_groups, read_labels, read_truths, read_weights
-from kunlun.data.manifest import describe
+from kunlun.data.manifest import describe, iso, missing_past
 from kunlun.data.source import Log, load_schema, read_log
 from kunlun.data.values import Int64, Ragged, times
 from kunlun.errors import DataError
@@ -68,7 +68,8 @@ def prepare(
 
     Args:
         like: a dataset directory whose encoders and sizes are reused, so that a model trained on
-            it can score these logs; labels may then be absent and splits empty.
+            it can score these logs; labels and weights may then be absent and splits empty. The
+            files of earlier days must still be there: histories and counters are made of them.
         root: folder that the schema's relative files start from; default: the schema's.
     Raises: SchemaError, ConfigError or DataError with one line; then nothing was written.
     """
@@ -88,13 +89,7 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
     log = read_log(schema, root or schema_path.parent, labels_required=like is None)
     labels, truths = read_labels(log), read_truths(log)
     splits = {k: _order(log, *span[k]) for k in SPLITS}
-    empty = [k for k in SPLITS if not len(splits[k])]
-    if empty and (like is None or len(empty) == len(SPLITS)):
-        raise DataError(
-            f"no impressions in {empty[0]}; the log spans {_iso(log.time.min())} to "
-            f"{_iso(log.time.max())}: move split.valid, split.test or split.end",
-            file=log.impressions.paths[0],
-        )
+    _refuse_empty(log, splits, like is not None)
     stores = {k: event_store.build(log, k, allow_absent=like is not None) for k in schema.events}
     counted = tallies(log, labels, stores)
     if like is None:
@@ -124,6 +119,9 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
         elif feature.role == "context":
             samples |= _prefixed(_encode(log, encoders, "", name))
     resolved = _resolve(schema, encoders)
+    manifest = describe(log, resolved, splits, labels, truths, stores, samples)
+    if like is not None and (found := missing_past(log, stores, like)):
+        manifest["warnings"] = found
     events = {kind: _event_columns(log, encoders, kind, store) for kind, store in stores.items()}
     return Prepared(
         schema=resolved,
@@ -135,7 +133,22 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
         events=events,
         samples=samples,
         splits=splits,
-        manifest=describe(log, resolved, splits, labels, truths, stores, samples),
+        manifest=manifest,
+    )
+
+
+def _refuse_empty(log: Log, splits: dict[str, Int64], like: bool) -> None:
+    """Training needs rows in every split, scoring (--like) in any."""
+    empty = [k for k in SPLITS if not len(splits[k])]
+    if not empty or (like and len(empty) < len(SPLITS)):
+        return
+    span = f"the log spans {iso(log.time.min())} to {iso(log.time.max())}"
+    raise DataError(
+        f"no impressions inside the split; {span}: move or drop split.start and split.end (with "
+        "--like train and valid may be empty)"
+        if like
+        else f"no impressions in {empty[0]}; {span}: move split.valid, split.test or split.end",
+        file=log.impressions.paths[0],
     )
 
 
@@ -249,7 +262,3 @@ def to_arrow(values: Encoded | NDArray[np.generic], rows: Int64 | None = None) -
         array = pa.LargeListArray.from_arrays(values.offsets, values.values).cast(kind)
         return array if rows is None else array.take(pa.array(rows))
     return pa.array(values if rows is None else values[rows])
-
-
-def _iso(ms: int) -> str:
-    return str(np.datetime64(int(ms), "ms"))

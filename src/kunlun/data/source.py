@@ -85,8 +85,8 @@ class Log:
 def read_log(schema: Schema, root: Path, *, labels_required: bool = True) -> Log:
     """Open, check and read the tables of a schema.
 
-    root: folder that relative files start from. labels_required False: label and truth columns
-    may be absent (scoring new logs). Raises SchemaError or DataError, one line each.
+    root: folder that relative files start from. labels_required False: label, truth and weight
+    columns may be absent (scoring new logs). Raises SchemaError or DataError, one line each.
     """
     tables = schema.tables
     impressions = RawTable(tables.impressions, root, "tables.impressions")
@@ -159,9 +159,10 @@ def _want_all(
         for part, raw in (("column", label.column or name), ("truth", label.truth)):
             if raw is not None and (labels_required or impressions.has(raw)):
                 impressions.want(raw, f"labels.{name}.{part}")
-    for part in ("group", "weight"):
-        if getattr(schema, part) is not None:
-            impressions.want(getattr(schema, part), part, keys=part == "group")
+    if schema.group is not None:
+        impressions.want(schema.group, "group", keys=True)
+    if schema.weight is not None and (labels_required or impressions.has(schema.weight)):
+        impressions.want(schema.weight, "weight")
     for kind, event in schema.events.items():
         _want_event(kind, event, events, users)
     for found in entities.values():

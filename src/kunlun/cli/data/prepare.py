@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kunlun.cli.group import json_option, print_json, verb
+from kunlun.cli.group import json_option, like_option, print_json, verb, warn
 
 
 @verb(
@@ -16,11 +16,7 @@ from kunlun.cli.group import json_option, print_json, verb
 )
 @click.argument("schema", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New directory.")
-@click.option(
-    "--like",
-    type=click.Path(path_type=Path),
-    help="Reuse this dataset's vocabularies and transforms, so that its models fit.",
-)
+@like_option
 @click.option(
     "--root", type=click.Path(path_type=Path), help="Where the tables lie; default: the schema's."
 )
@@ -30,10 +26,15 @@ def command(schema: Path, out: Path, like: Path | None, root: Path | None, as_js
 
     Vocabularies and transforms are fitted on the training days only. Nothing stays behind if the
     logs contradict the schema.
+
+    With --like, today's logs become readable for the models of an earlier dataset. Labels and
+    weights may be absent, train and valid empty; the files of the earlier days must still be among
+    the tables, because histories and counters are made of them.
     """
     from kunlun.data.prepare import prepare
 
     manifest = prepare(schema, out, like=like, root=root)
+    warn(manifest.get("warnings", []))
     if as_json:
         print_json(manifest)
     else:
