@@ -5,19 +5,24 @@
 
 Two feature tables (raw features and histories; the same with point-in-time counters), one
 multi-task model each, settings from the preset `kuairand`, tuned on the validation days only.
-Finished cells are kept in runs/ and skipped. Writes benchmarks/results/kuairand.json.
+Cells are kept in WORK/SCHEMA-HASH, where HASH is of the schema and the logs; finished ones are
+skipped, and if the preset is no longer theirs the study stops. Writes
+benchmarks/results/kuairand.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "kuairand.json"
+EXAMPLES = HERE.parent / "examples" / "kuairand"
 SCHEMAS = {
     "raw + histories": "schema.yaml",
     "+ counters, point in time": "schema_counters.yaml",
@@ -33,23 +38,32 @@ def study(logs: Path, work: Path, seeds: int) -> dict[str, Any]:
 
     cells = []
     for table, schema in SCHEMAS.items():
-        data = work / "data" / Path(schema).stem
+        place = work / f"{Path(schema).stem}-{_mark(EXAMPLES / schema, logs)}"
+        data = place / "data"
         if not data.exists():
-            prepare(HERE.parent / "examples" / "kuairand" / schema, data, root=logs)
+            prepare(EXAMPLES / schema, data, root=logs)
         for seed in range(seeds):
-            run = work / f"{Path(schema).stem}-seed{seed}"
-            if not (run / "summary.json").exists():
-                config = load_run_config("kuairand", [f"data={data}", f"train.seed={seed}"])
-                train(config, out=run)
+            config = load_run_config("kuairand", [f"data={data}", f"train.seed={seed}"])
+            run = train(config, out=place / f"seed{seed}", resume=True)
+            environment = json.loads((run / "env.json").read_text())
             cells.append(
-                {"table": table, "seed": seed} | json.loads((run / "summary.json").read_text())
+                {"table": table, "seed": seed, "git_commit": environment["git_commit"]}
+                | json.loads((run / "summary.json").read_text())
             )
-    environment = json.loads((run / "env.json").read_text())
     return {
         "command": "python benchmarks/kuairand.py --logs DIR",
         "environment": environment,
         "cells": cells,
     }
+
+
+def _mark(schema: Path, logs: Path) -> str:
+    """Changes with the schema and with any of the logs."""
+    digest = hashlib.sha256(schema.read_bytes())
+    for path in sorted(logs.glob("*.parquet")):
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def render(result: dict[str, Any]) -> str:
@@ -74,6 +88,7 @@ def _mean(values: list[float]) -> str:
 
 def main() -> None:
     """See the module."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `kunlun` does, before torch is there
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logs", type=Path, help="folder of the raw logs")
     parser.add_argument("--work", type=Path, default=Path("runs/kuairand"))
