@@ -227,6 +227,27 @@ def test_compare_of_equals_finds_nothing(tmp_path):
     assert (same["auc"]["low"], same["auc"]["high"]) == (0.0, 0.0)
 
 
+def test_compare_of_unknown_labels_is_undefined_with_a_reason(tmp_path):
+    runs = [write_predictions(tmp_path / n, 0.5, seed) for n, seed in (("a", 1), ("b", 2))]
+    for label, reason, rows in (
+        (np.nan, "no rows with a known label", 0),
+        (0.0, "one class only (all negative)", 2000),
+        (1.0, "one class only (all positive)", 2000),
+    ):
+        for run in runs:
+            file = run / "predictions" / "test.parquet"
+            table = pq.read_table(file)
+            at = table.column_names.index("label.click")
+            labels = pa.array(np.full(len(table), label, np.float32), from_pandas=True)
+            pq.write_table(table.set_column(at, "label.click", labels), file)
+        found = compare(*runs, draws=20)["tasks"]["click"]
+        undefined = ("ne", "auc") if rows else ("logloss", "ne", "auc")
+        assert found["undefined"] == dict.fromkeys(undefined, reason)
+        for name in undefined:
+            assert set(found[name].values()) == {None}
+        assert (found["rows"], found["units"]) == (rows, rows // 5)
+
+
 def test_compare_aligns_by_row(tmp_path):
     order = torch.randperm(2000, generator=torch.Generator().manual_seed(5))
     a, b = write_predictions(tmp_path / "a", 0.5, 1), write_predictions(tmp_path / "b", 1.0, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from kunlun.errors import ConfigError
@@ -63,9 +65,29 @@ def test_refusals(name, overrides, message):
         ({"batch_size": 0}, r"train\.batch_size is 0, expected more than 0"),
         ({"warmup": 1.5}, r"train\.warmup is 1\.5, expected 0 to 1"),
         ({"workers": -1}, r"train\.workers is -1, expected 0 or more"),
+        ({"seed": -1}, r"train\.seed is -1, expected 0 to 9223372036854775807"),
+        ({"seed": 2**63}, r"train\.seed is 9223372036854775808, expected 0 to 9223372036854775807"),
         ({"ema": 1.0}, r"train\.ema is 1\.0, expected between 0 and 1"),
     ],
 )
 def test_impossible_values(changes, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**changes)
+
+
+NUMBERS = [f.name for f in dataclasses.fields(TrainConfig) if "float" in str(f.type)]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_are_finite(name, value):
+    assert len(NUMBERS) == 10
+    with pytest.raises(
+        ConfigError, match=rf"demo: train\.{name} is -?(nan|inf), expected a finite"
+    ):
+        load_run_config("demo", [f"train.{name}={value}"])
+
+
+def test_text_that_pydantic_reads_as_a_number_must_be_finite_too():
+    with pytest.raises(ConfigError, match=r"train\.lr is nan, expected a finite number"):
+        load_run_config("demo", ["train.lr=nan"])

@@ -12,6 +12,7 @@ import torch
 from kunlun.errors import DataError
 from kunlun.models import io
 from kunlun.training import source
+from kunlun.training.plan import make_plan
 from kunlun.training.runlog import read_rows
 from kunlun.training.trainer import Trainer, train
 
@@ -136,3 +137,5 @@ def test_an_empty_train_split_is_a_clear_error(data, config, tmp_path, monkeypat
     with pytest.raises(DataError, match=r"the train split has no samples; check split times"):
         train(config(), out=tmp_path / "r", quiet=True)
     assert not (tmp_path / "r").exists()
+    with pytest.raises(DataError, match=r"the train split has no samples; check split times"):
+        make_plan(config())

@@ -12,6 +12,8 @@ from kunlun.errors import RunError
 from kunlun.training import predictions
 
 F64 = NDArray[np.float64]
+METRICS = ("logloss", "ne", "auc")
+COLUMNS = ("a", "b", "difference", "low", "high", "better")
 
 
 def compare(
@@ -28,7 +30,8 @@ def compare(
     Both runs must have predicted the same rows (predictions/SPLIT.parquet). by: what is drawn with
     replacement, "group" (rows of one user move together: honest if they are alike) or "row".
     Returns tasks -> metric -> {a, b, difference, low, high, better}; better is "a", "b" or None if
-    the interval holds 0. Memory 8 bytes x groups a draw; time O(draws x rows).
+    the interval holds 0. All are None where a metric is not defined, and the task's `undefined`
+    gives the reason. Memory 8 bytes x groups a draw; time O(draws x rows).
     Raises RunError if predictions are missing or of other rows.
     """
     a, b = (_by_row(Path(run) / "predictions" / f"{split}.parquet") for run in (run_a, run_b))
@@ -78,6 +81,10 @@ def _bootstrap(
 ) -> dict[str, Any]:
     values, unit = np.unique(units, return_inverse=True)
     w = weight.astype(np.float64)
+    if not len(y):
+        nothing = {name: dict.fromkeys(COLUMNS) for name in METRICS}
+        why = dict.fromkeys(METRICS, "no rows with a known label")
+        return {**nothing, "rows": 0, "units": 0, "undefined": why}
     point = _measure(pair, y, w)
     rng = np.random.default_rng(seed)
     drawn = np.empty((draws, *point.shape))
@@ -86,11 +93,13 @@ def _bootstrap(
     for i in range(draws):
         count = np.bincount(rng.integers(0, len(values), len(values)), minlength=len(values))
         drawn[i] = _of(losses, prepared, y, w * count[unit])
-    found = {}
-    for m, name in enumerate(("logloss", "ne", "auc")):
+    found: dict[str, Any] = {}
+    undefined = {}
+    for m, name in enumerate(METRICS):
         difference = drawn[:, 1, m] - drawn[:, 0, m]
         if not np.isfinite(point[:, m]).all():
-            found[name] = dict.fromkeys(("a", "b", "difference", "low", "high", "better"))
+            found[name] = dict.fromkeys(COLUMNS)
+            undefined[name] = _why(y, pair)
             continue
         low, high = np.nanquantile(difference, [0.025, 0.975]).tolist()
         winner = None
@@ -104,7 +113,17 @@ def _bootstrap(
             "high": high,
             "better": winner,
         }
-    return {**found, "rows": len(y), "units": len(values)}
+    found |= {"rows": len(y), "units": len(values)}
+    return {**found, "undefined": undefined} if undefined else found
+
+
+def _why(y: F64, pair: list[F64]) -> str:
+    """Why a metric of these rows, which are some, has no value."""
+    if np.isnan(pair).any():
+        return "predictions are NaN"
+    if y.min() == y.max():
+        return f"one class only (all {'positive' if y[0] else 'negative'})"
+    return "an infinitely confident prediction was wrong"
 
 
 class _Ranks:

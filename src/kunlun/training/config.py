@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -41,6 +42,9 @@ class TrainConfig(Config):
     device: str = "auto"  # auto: cuda if there is one
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"train.{name} is {value}, expected a finite number")
         positive = (
             *("batch_size", "epochs", "max_steps", "lr", "table_lr", "clip", "evaluate_every"),
             *("patience", "log_every", "checkpoint_every", "keep_checkpoints"),
@@ -55,6 +59,8 @@ class TrainConfig(Config):
         for name in ("weight_decay", "table_weight_decay", "workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"train.seed is {self.seed}, expected 0 to {2**63 - 1}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"train.ema is {self.ema}, expected between 0 and 1, or null")
 

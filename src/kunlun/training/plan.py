@@ -22,8 +22,8 @@ from kunlun.features.schema import EventType, Feature, Schema
 from kunlun.models.flops import count, lengths_of
 from kunlun.models.head import multi_task_loss
 from kunlun.models.io import build
+from kunlun.training import source
 from kunlun.training.config import RunConfig
-from kunlun.training.source import make_loader, open_data
 
 SAMPLES = 64  # enough for typical lengths, few enough for a laptop at paper size
 SHORT_TABLE = 1024
@@ -54,10 +54,14 @@ class Plan(Config):
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """The plan of a run; builds no table and trains nothing. Raises ConfigError, RunError."""
-    dataset = open_data(config.data)
+    """The plan of a run; builds no table and trains nothing.
+
+    Raises ConfigError, RunError, DataError (no samples to train on).
+    """
+    dataset = source.open_data(config.data)
+    source.need_train_rows(dataset)
     few = dataclasses.replace(config.train, batch_size=SAMPLES, workers=0)
-    batch: Batch = next(iter(make_loader(dataset, "train", few, shuffle=True)))
+    batch: Batch = next(iter(source.make_loader(dataset, "train", few, shuffle=True)))
     lengths = lengths_of(batch)
     schema = _short_tables(dataset.schema)
     model = _build(schema, config.model)

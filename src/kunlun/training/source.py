@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kunlun.errors import ConfigError, RunError
+from kunlun.errors import ConfigError, DataError, RunError
 from kunlun.training.config import TrainConfig
 
 
@@ -54,6 +54,14 @@ def make_loader(dataset: Any, split: str, config: TrainConfig, *, shuffle: bool 
         seed=config.seed,
         workers=config.workers,
     )
+
+
+def need_train_rows(dataset: Any) -> None:
+    """Raises DataError if there is nothing to learn from."""
+    if not dataset.rows("train"):
+        raise DataError(
+            "the train split has no samples; check split times in schema.yaml", file=dataset.path
+        )
 
 
 def base_rates(dataset: Any) -> list[float]:

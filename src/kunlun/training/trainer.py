@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kunlun.errors import DataError
 from kunlun.features.batch import Batch
 from kunlun.metrics import ne
 from kunlun.models import flops, io
@@ -74,6 +73,7 @@ class Trainer:
     """The state of a run in training; `train` drives it."""
 
     def __init__(self, config: RunConfig, run: Path, dataset: Any) -> None:
+        source.need_train_rows(dataset)
         self.config, self.run, self.dataset = config, run, dataset
         settings = self.settings = config.train
         self.device = environment.pick_device(settings.device)
@@ -89,8 +89,6 @@ class Trainer:
         self.average = Average(self.optimizers.dense, settings.ema)
         self.loader = source.make_loader(dataset, "train", settings, shuffle=True)
         self.validation = source.make_loader(dataset, "valid", settings)
-        if len(self.loader) == 0:
-            raise DataError("the train split has no samples; check split times in schema.yaml")
         steps = math.ceil(settings.epochs * len(self.loader))
         self.total = min(steps, settings.max_steps or steps)
         self.evaluate_every = max(1, round(settings.evaluate_every * len(self.loader)))
