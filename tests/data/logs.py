@@ -88,7 +88,7 @@ def schema() -> dict[str, Any]:
     tables = {
         "impressions": {"files": "impressions.parquet", **ids},
         "events": {"files": "events.parquet", **ids, "type": "type"},
-        "users": [{"files": "users.parquet", "key": "user_id"}],
+        "users": [{"files": "users.parquet", "key": "user_id", "utc_offset": 0}],
         "items": [{"files": "items.parquet", "key": "item_id"}],
     }
     features = {

@@ -11,6 +11,7 @@ import pytest
 
 from kunlun.data.encode import Encoders, clock
 from kunlun.data.numeric import Buckets, Scaler
+from kunlun.data.times import times
 from kunlun.data.values import (
     NO_TIME,
     BadValue,
@@ -20,7 +21,6 @@ from kunlun.data.values import (
     length,
     lists,
     numbers,
-    times,
 )
 from kunlun.data.vocabulary import Counts, Hashing, Vocabulary, hash64, splitmix64
 from kunlun.features.schema import Feature

@@ -16,7 +16,8 @@ from kunlun.data.encode import clock, is_clock, keys, measure
 from kunlun.data.event_store import EventTable
 from kunlun.data.past import Past
 from kunlun.data.source import Log
-from kunlun.data.values import Float64, Int64, canonical, factorise, times
+from kunlun.data.times import times
+from kunlun.data.values import Float64, Int64, canonical, factorise
 from kunlun.errors import SchemaError
 from kunlun.features.schema import Feature
 
@@ -107,7 +108,7 @@ def _entity_codes(log: Log, where: str, name: str) -> Int64:
         if feature.kind == "categorical":
             codes = factorise(keys(feature, column.values)[0])[0]
         elif is_clock(feature):
-            at = times(column.values, log.unit(feature, column), feature.utc_offset)
+            at = times(column.values, *column.table.form)
             codes = clock(feature, at)
         elif feature.kind == "numeric":
             x = measure(feature, column.values)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from kunlun.data.numeric import Buckets, Scaler
+from kunlun.data.times import TimeForm, times
 from kunlun.data.values import (
     DAY_MS,
     HOUR_MS,
@@ -36,11 +37,10 @@ from kunlun.data.values import (
     length,
     lists,
     numbers,
-    times,
 )
 from kunlun.data.vocabulary import Hashing, Vocabulary
 from kunlun.errors import DataError, SchemaError
-from kunlun.features.schema import FIRST_VALUE, MISSING, Feature, Schema, TimeUnit
+from kunlun.features.schema import FIRST_VALUE, MISSING, Feature, Schema
 
 Encoded = NDArray[np.int32] | NDArray[np.float32] | Ragged
 HOURS, WEEKDAYS = 24, 7
@@ -82,7 +82,10 @@ def keys(feature: Feature, column: pa.Array) -> tuple[pa.Array, Int64 | None]:
 
 
 def measure(
-    feature: Feature, column: pa.Array, unit: TimeUnit = "ms", request: Int64 | None = None
+    feature: Feature,
+    column: pa.Array,
+    form: TimeForm = TimeForm(),  # noqa: B008, immutable
+    request: Int64 | None = None,
 ) -> Float64:
     """The number behind a numeric or age feature, float64 [n], NaN where missing.
 
@@ -91,7 +94,7 @@ def measure(
     if feature.part == "length":
         return length(column, feature.separator)
     if feature.part == "age":
-        return age(times(column, unit, feature.utc_offset), request)
+        return age(times(column, *form), request)
     return numbers(column)
 
 
@@ -133,7 +136,7 @@ class Encoders:
         column: pa.Array,
         *,
         scope: str = "",
-        unit: TimeUnit = "ms",
+        form: TimeForm = TimeForm(),  # noqa: B008, immutable
         request: Int64 | None = None,
     ) -> dict[str, Encoded]:
         """One raw column -> the inputs of its feature, by input name (Schema.inputs).
@@ -141,7 +144,7 @@ class Encoders:
         Args:
             column: Arrow array [n], as read from the logs or made from a request's values.
             scope: "TYPE/" for an event's own feature.
-            unit: of numeric times. request: int64 [n] ms, needed by ages.
+            form: of the column's times. request: int64 [n] ms, needed by ages.
         Returns: int32 ids [n], float32 [n], or for multi a Ragged of the last max_len ids.
         Raises: BadValue with row for a value of the wrong kind or an undeclared missing one.
         """
@@ -153,10 +156,10 @@ class Encoders:
             _refuse_missing(name, feature, ids == MISSING)
             return {name: ids}
         if is_clock(feature):
-            ids = clock(feature, times(column, unit, feature.utc_offset))
+            ids = clock(feature, times(column, *form))
             _refuse_missing(name, feature, ids == MISSING)
             return {name: ids}
-        return self.encode_numbers(name, feature, measure(feature, column, unit, request), scope)
+        return self.encode_numbers(name, feature, measure(feature, column, form, request), scope)
 
     def encode_numbers(
         self, name: str, feature: Feature, x: Float64, scope: str = ""

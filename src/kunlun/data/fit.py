@@ -19,7 +19,8 @@ from kunlun.data.event_store import EventTable
 from kunlun.data.labels import Bools
 from kunlun.data.numeric import Buckets, Scaler
 from kunlun.data.source import Log
-from kunlun.data.values import Float64, Int64, times
+from kunlun.data.times import times
+from kunlun.data.values import Float64, Int64
 from kunlun.data.vocabulary import Counts, Hashing, Vocabulary
 from kunlun.errors import SchemaError
 from kunlun.features.schema import Feature, Schema
@@ -107,7 +108,7 @@ def _train_numbers(
     column = log.of(name, feature)
     with column.blame():
         if feature.part == "age":
-            since = times(column.values, log.unit(feature, column), feature.utc_offset)
+            since = times(column.values, *column.table.form)
         else:
             x = measure(feature, column.values)
     if scope:

@@ -6,16 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from kunlun.data.entities import Column
-from kunlun.data.values import (
-    BadValue,
-    Int32,
-    Int64,
-    canonical,
-    is_list,
-    lists,
-    require_times,
-    times,
-)
+from kunlun.data.times import TimeForm, require_times, times
+from kunlun.data.values import BadValue, Int32, Int64, canonical, is_list, lists
 from kunlun.features.schema import ListHistory
 
 
@@ -29,11 +21,12 @@ def list_events(spec: ListHistory, column: Column, when: Column) -> tuple[Int32,
         values, offsets = lists(column.values, None)
         keys = canonical(values)
     lengths = np.diff(offsets)
+    form = when.table.form._replace(unit=spec.time_unit)
     with when.blame():
         if is_list(when.values):
-            at = _list_times(when.values, lengths, spec)
+            at = _list_times(when.values, lengths, spec, form)
         else:
-            latest = times(when.values, spec.time_unit)
+            latest = times(when.values, *form)
             require_times(np.where(lengths > 0, latest, 0))
             at = np.repeat(latest, lengths)
     known = keys.is_valid().to_numpy(zero_copy_only=False)
@@ -41,7 +34,7 @@ def list_events(spec: ListHistory, column: Column, when: Column) -> tuple[Int32,
     return rows[known], keys.drop_null(), at[known]
 
 
-def _list_times(array: pa.Array, lengths: Int64, spec: ListHistory) -> Int64:
+def _list_times(array: pa.Array, lengths: Int64, spec: ListHistory, form: TimeForm) -> Int64:
     """One time for each element, checked against its list of items."""
     values, offsets = lists(array, None)
     owner = np.repeat(np.arange(len(lengths)), np.diff(offsets))
@@ -53,7 +46,7 @@ def _list_times(array: pa.Array, lengths: Int64, spec: ListHistory) -> Int64:
             row=row,
         )
     try:
-        at = require_times(times(values, spec.time_unit))
+        at = require_times(times(values, *form))
     except BadValue as error:
         inner = None if error.row is None else int(owner[error.row])
         raise BadValue(f"{error.reason} (inside a list)", row=inner) from None

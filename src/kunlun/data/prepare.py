@@ -34,7 +34,9 @@ from kunlun.data.fit import Train, check_like, counter_numbers, fit, tallies
 from kunlun.data.labels import SPLITS, bounds, read_groups, read_labels, read_truths, read_weights
 from kunlun.data.manifest import describe, iso, missing_past
 from kunlun.data.source import Log, load_schema, read_log
-from kunlun.data.values import Int64, Ragged, times
+from kunlun.data.times import times
+from kunlun.data.values import Int64, Ragged
+from kunlun.data.zones import check_zones
 from kunlun.errors import DataError
 from kunlun.features.schema import Schema
 
@@ -87,6 +89,7 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
     if like is not None:
         check_like(schema, load_schema(like / "schema.yaml"))
     log = read_log(schema, root or schema_path.parent, labels_required=like is None)
+    check_zones(log)
     labels, truths = read_labels(log), read_truths(log)
     splits = {k: _order(log, *span[k]) for k in SPLITS}
     _refuse_empty(log, splits, like is not None)
@@ -164,7 +167,7 @@ def _encode(log: Log, encoders: Encoders, scope: str, name: str) -> dict[str, En
     with column.blame():
         return encoders.encode(
             name, features[name], column.values, scope=scope,
-            unit=log.unit(features[name], column),
+            form=column.table.form,
         )  # fmt: skip
 
 
@@ -173,7 +176,7 @@ def _ages(log: Log, encoders: Encoders, name: str) -> dict[str, Encoded]:
     feature = log.schema.features[name]
     column = log.of(name, feature)
     with column.blame():
-        since = times(column.values, log.unit(feature, column), feature.utc_offset)
+        since = times(column.values, *column.table.form)
     rows = log.rows(feature.role)
     inner = column.locate or (lambda row: row)
     at_request = Column(column.values, column.name, column.table, lambda r: inner(int(rows[r])))

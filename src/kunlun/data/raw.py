@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
+from kunlun.data.times import TimeForm
 from kunlun.data.values import BadValue
 from kunlun.errors import DataError, SchemaError
 from kunlun.features.schema import Table
@@ -47,6 +48,11 @@ class RawTable:
     def rows(self) -> int:
         """Rows of all files; 0 before `load`."""
         return int(self._starts[-1])
+
+    @property
+    def form(self) -> TimeForm:
+        """How its times are written."""
+        return TimeForm(self.table.time_unit, self.table.utc_offset or 0.0)
 
     def has(self, name: str) -> bool:
         """Whether every file has that column."""

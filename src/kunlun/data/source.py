@@ -20,7 +20,8 @@ from kunlun.data.encode import is_text
 from kunlun.data.entities import Column, Entities, key_of, no_null
 from kunlun.data.histories import list_events
 from kunlun.data.raw import RawTable
-from kunlun.data.values import Int32, Int64, canonical, factorise, require_times, times
+from kunlun.data.times import require_times, times
+from kunlun.data.values import Int32, Int64, canonical, factorise
 from kunlun.errors import SchemaError
 from kunlun.features.schema import EventType, Feature, ListHistory, Schema, Table
 
@@ -76,10 +77,6 @@ class Log:
     def rows(self, role: str) -> NDArray[np.integer[Any]]:
         """Of each impression [N]: where its value lies in a raw column of that role."""
         return {"user": self.user, "item": self.item}.get(role, np.arange(len(self.time)))
-
-    def unit(self, feature: Feature, column: Column) -> Any:
-        """Unit of numeric times in that column."""
-        return column.table.table.time_unit
 
 
 def read_log(schema: Schema, root: Path, *, labels_required: bool = True) -> Log:
@@ -207,4 +204,4 @@ def _keys(table: RawTable, name: str) -> pa.Array:
 
 def _times(table: RawTable, name: str) -> Int64:
     with table.blame(name):
-        return require_times(times(table.column(name), table.table.time_unit))
+        return require_times(times(table.column(name), *table.form))

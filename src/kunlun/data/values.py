@@ -1,4 +1,4 @@
-"""Arrow columns -> the three raw meanings a feature can have: a key, a number, a time.
+"""Arrow columns -> the raw meanings a feature can have: a key, a number (a time: times.py).
 
 Everything here works alike on a column of the logs and on the few values of a serving request.
 Errors are BadValues with a row; the reader of the table adds file and column.
@@ -6,7 +6,6 @@ Errors are BadValues with a row; the reader of the table adds file and column.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +14,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kunlun.errors import DataError
-from kunlun.features.schema import TimeUnit
 
 Int64 = NDArray[np.int64]
 Int32 = NDArray[np.int32]
 Float64 = NDArray[np.float64]
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
-EARLIEST, LATEST = 631_152_000_000, 4_102_444_800_000  # 1990 and 2100: outside, a wrong unit
 NO_TIME = np.iinfo(np.int64).min
 
 
@@ -174,89 +171,3 @@ def _parse(text: pa.Array) -> pa.Array:
                     row=row,
                 ) from None
         raise
-
-
-def times(array: pa.Array, unit: TimeUnit, utc_offset: float = 0.0) -> Int64:
-    """int64 ms since 1970 UTC, NO_TIME for null.
-
-    Numbers are in `unit`; dates, timestamps and ISO text carry their own, and without a zone they
-    are local to utc_offset (hours). Raises BadValue for text that is no time and for times
-    outside 1990-2100, which mean a wrong unit.
-    """
-    if is_text(array):
-        array, local = _parse_times(array)
-    else:
-        kind = array.type
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            local = pa.types.is_date(kind) or kind.tz is None
-            array = array.cast(pa.timestamp("ms", None if local else "UTC"), safe=False)
-        else:
-            return _checked(_from_numbers(array, unit), unit)
-    found = pc.fill_null(array.cast(pa.int64()), NO_TIME).to_numpy(zero_copy_only=False)
-    if local and utc_offset:
-        found = np.where(found == NO_TIME, NO_TIME, found - round(utc_offset * HOUR_MS))
-    return _checked(found, None)
-
-
-def _from_numbers(array: pa.Array, unit: TimeUnit) -> Int64:
-    if pa.types.is_integer(array.type):
-        array = array.cast(pa.int64())
-        missing = array.is_null().to_numpy(zero_copy_only=False)
-        found = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
-        if unit == "s":
-            # clipped, so that milliseconds given as seconds do not wrap around into a valid time
-            found = np.clip(found, -(2**52), 2**52) * 1000
-        elif unit == "us":
-            found = found // 1000
-    else:
-        values = numbers(array) * {"s": 1e3, "ms": 1.0, "us": 1e-3}[unit]
-        missing = np.isnan(values)
-        found = np.clip(np.nan_to_num(np.floor(values)), -(2.0**62), 2.0**62).astype(np.int64)
-    return np.where(missing, NO_TIME, found)
-
-
-def _parse_times(text: pa.Array) -> tuple[pa.Array, bool]:
-    text = pc.utf8_trim_whitespace(text)
-    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
-    try:
-        return text.cast(pa.timestamp("ms")), True
-    except pa.ArrowInvalid:
-        pass
-    try:
-        return text.cast(pa.timestamp("ms", "UTC")), False
-    except pa.ArrowInvalid:
-        for row, value in enumerate(text.to_pylist()):
-            try:
-                datetime.fromisoformat(value or "2000-01-01")
-            except ValueError:
-                raise BadValue(
-                    f"found '{value}', expected an ISO time such as 2022-05-03T10:00:00+08:00 or "
-                    "a number",
-                    row=row,
-                ) from None
-        raise BadValue("times with and without a zone in one column; use one form") from None
-
-
-def _checked(found: Int64, unit: str | None) -> Int64:
-    bad = (found != NO_TIME) & ((found < EARLIEST) | (found > LATEST))
-    if bad.any():
-        row = int(np.argmax(bad))
-        value = int(found[row])
-        hint = f"; is time_unit '{unit}' right (s, ms, us)?" if unit else ""
-        raise BadValue(
-            f"found a time in {_year(value)} ({value} ms), expected 1990 to 2100{hint}", row=row
-        )
-    return found
-
-
-def _year(ms: int) -> str:
-    if abs(ms) < 250_000_000_000_000:
-        return f"the year {datetime.fromtimestamp(ms / 1000, UTC).year}" if ms >= 0 else "the past"
-    return "a far year"
-
-
-def require_times(found: Int64) -> Int64:
-    """The same times; raises BadValue at the first null."""
-    if (found == NO_TIME).any():
-        raise BadValue("found null, expected a time", row=int(np.argmax(found == NO_TIME)))
-    return found

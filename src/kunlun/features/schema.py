@@ -42,6 +42,8 @@ class Table(Config):
     type: str | None = None  # events: column that names the event type
     key: str | None = None  # users, items: the id column
     time_unit: TimeUnit = "ms"
+    utc_offset: float | None = None  # hours ahead of UTC of its times without a zone; None: UTC,
+    # and an error if other times of the logs have a zone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class Feature(Config):
         train. With `buckets` it becomes a categorical of that many quantile buckets.
     timestamp: part "hour" or "weekday" (categorical, at utc_offset hours) of a time column
         (context without `column`: the impression's time), or "age": log1p of the seconds from it
-        to the request, then as numeric. Times without a zone are read at utc_offset.
+        to the request, then as numeric.
     counter: smoothed rate of `label` and log1p of the number of impressions that share `keys` and
         have the label, strictly before the request minus `delay` seconds, then as numeric:
         (positives + strength * prior) / (count + strength), the prior being the rate in train.
