@@ -142,18 +142,30 @@ def test_plan_follows_the_batch_and_the_switches(kunlun, house: Path) -> None:
     assert one["flops"] == pytest.approx((1 - one["saved"]["CompSkip"]) * full["flops"])
 
 
-def test_evaluate_shows_metrics_and_compares(kunlun, house: Path) -> None:
-    run = "runs/small"  # its data are datasets/mine, seen from there
-    found = json.loads(kunlun("evaluate", run, "--json", cwd=house).out)
-    shown = kunlun("evaluate", run, cwd=house).out
+def test_evaluate_shows_metrics_and_compares(kunlun, house: Path, tmp_path: Path) -> None:
+    shutil.copytree(house / "runs", tmp_path / "runs")
+    (tmp_path / "datasets").symlink_to(house / "datasets")  # where the run's configuration looks
+    run, other = "runs/small", "runs/other"
+    found = json.loads(kunlun("evaluate", run, "--json").out)
+    shown = kunlun("evaluate", run).out
     assert f"{found['tasks']['click']['ne']:.4f}" in shown
-    valid = json.loads(kunlun("evaluate", run, "--split", "valid", "--json", cwd=house).out)
+    valid = json.loads(kunlun("evaluate", run, "--split", "valid", "--json").out)
     assert valid["split"] == "valid"
-    against = ("evaluate", run, "--against", run)
-    compared = json.loads(kunlun(*against, "--json", cwd=house).out)
-    assert compared["tasks"]["click"]["ne"]["difference"] == 0
-    assert "difference" in kunlun(*against, cwd=house).out
-    kunlun("evaluate", run, cwd=house)  # evaluation.json is of the test split again
+
+    line = ("train", "small", "data=datasets/mine", "name=other", "train.lr=1e-6", *FEW, "--json")
+    worse = json.loads(kunlun(*line).out)["test"]["click"]["ne"]
+    ne = found["tasks"]["click"]["ne"]
+    assert ne < worse
+    for one, against, better in ((run, other, "b"), (other, run, "a")):
+        compared = json.loads(kunlun("evaluate", one, "--against", against, "--json").out)
+        click = compared["tasks"]["click"]["ne"]
+        expected = ne - worse if one == run else worse - ne  # RUN minus OTHER, as the help says
+        assert click["difference"] == pytest.approx(expected)
+        assert click["low"] < click["difference"] < click["high"]
+        assert click["better"] == better
+    shown = kunlun("evaluate", run, "--against", other).out
+    assert "a is runs/other, b is runs/small" in shown
+    assert "difference" in shown
 
 
 def test_new_logs_like_old_ones(kunlun, house: Path, tmp_path: Path) -> None:
