@@ -28,6 +28,13 @@ class Config:
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
+def at_least_one(where: str, **numbers: int | None) -> None:
+    """Raise ConfigError for the first of these keys that is below 1; None is fine."""
+    for key, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"{where}: {key} is {number}, expected 1 or more")
+
+
 def parse(kind: type[T], values: Mapping[str, Any], source: str) -> T:
     """Validate `values` into the dataclass `kind`.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from importlib import resources
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from kunlun.config import parse
@@ -144,7 +147,7 @@ def test_unknown_event_type_and_key_are_named() -> None:
     with pytest.raises(ConfigError, match=r"model.events.clik: no such event type.*click, view"):
         make(events={"clik": {"dim": 8}})
     with pytest.raises(
-        ConfigError, match=r"model.events.click.windw is not a field of TowerConfig"
+        ConfigError, match=r"model.events.click: windw is not a field of TowerConfig"
     ):
         make(events={"click": {"windw": 8}})
 
@@ -185,3 +188,78 @@ def test_gdpa_is_not_softmax() -> None:
     one = gdpa(q, k, k, *offsets)
     two = gdpa(q, torch.cat([k, k]), torch.cat([k, k]), offsets[0], torch.tensor([0, 4]))
     torch.testing.assert_close(two, 2 * one)  # softmax would leave it unchanged
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"ffn": {"kind": "gdpaa"}}, r"model.events.click: ffn.kind is 'gdpaa'; input should be"),
+        ({"attention": "windw"}, r"model.events.click: attention is 'windw'"),
+        ({"pooling": {"seeds": 2}}, r"model.events.click: .*seeds \(2\) must exceed tokens \(2\)"),
+        ({"heads": 0}, r"tower: heads is 0, expected 1 or more"),
+        ({"history": -3}, r"tower: history is -3, expected 1 or more"),
+        ({"ffn": {"scale": 0}}, r"ffn: scale and out_scale must not be 0"),
+        ({"time": {"t_scale": 0}}, r"t_scale \(0.0\) must exceed 0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_override_of_one_event_type_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(events={"click": keys})
+
+
+@pytest.mark.parametrize("key", ["dim", "layers", "n_sum", "head_hidden"])
+def test_sizes_must_be_positive(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key} is 0, expected 1 or more"):
+        make(**{key: 0})
+
+
+def test_a_clock_that_runs_ahead_gives_finite_logits() -> None:
+    for gap in ("request", "previous"):
+        model, batch = make(tower=TOWER | {"time": {"gap": gap}})
+        batch.events["click"].timestamps += 10**9
+        assert torch.isfinite(model(batch)).all()
+
+
+def test_user_only_does_not_depend_on_the_order_of_rows_in_a_request() -> None:
+    model, batch = make(user_only=True)
+    batch.request = torch.tensor([0, 0, 1, 1, 1])  # of the five requests only two have rows
+    for name in ("user_id", "hour"):
+        batch.categorical[name] = batch.categorical[name][batch.request]
+    logits = model(batch)
+    order = torch.tensor([1, 0, 4, 2, 3])
+    batch.categorical = {k: v[order] for k, v in batch.categorical.items()}
+    batch.multi = {k: v.select(order) for k, v in batch.multi.items()}
+    batch.numeric, batch.request = batch.numeric[order], batch.request[order]
+    torch.testing.assert_close(model(batch), logits[order], atol=1e-6, rtol=0)
+
+
+def test_user_only_needs_a_user_feature() -> None:
+    schema = make_schema()
+    features = {k: f for k, f in schema.features.items() if k not in ("user_id", "hour")}
+    schema = dataclasses.replace(schema, features=features)
+    with pytest.raises(ConfigError, match="no user feature to personalize by"):
+        Kunlun(schema, KunlunConfig(user_only=True))
+
+
+@pytest.mark.parametrize("preset", ["demo", "small", "base", "kuairand"])
+def test_a_preset_starts_personalized(preset: str) -> None:
+    """At step 0 GDPA moves its query by about .3, by rows that differ between samples."""
+    file = resources.files("kunlun") / "presets" / f"{preset}.yaml"
+    section = yaml.safe_load(file.read_text())["model"]
+    section = {k: v for k, v in section.items() if k not in ("name", "events")}
+    torch.manual_seed(0)
+    schema = make_schema(max_len=50)
+    model = Kunlun(schema, parse(KunlunConfig, section, preset))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    ffn = model.backbone.layers[0].tower["click"].ffn
+    ffn.register_forward_hook(lambda _m, args, _out: seen.append((args[0], args[1])))
+    with torch.no_grad():
+        model(make_batch(schema, {"click": [40] * 32, "view": [40] * 32}, 32))
+        s, x_sum = seen[0]
+        u = layer_norm(s.values)
+        y = ffn._gdpa(u, x_sum, s.offsets).flatten(1)
+    ratio = (y.square().mean() / u.square().mean()).sqrt().item()
+    assert START_RATIO / 2 < ratio < START_RATIO * 2
+    varying = (x_sum - x_sum.mean(0)).square().mean() / x_sum.square().mean()
+    assert varying > 0.2

@@ -53,11 +53,14 @@ class EmbeddingTables(nn.Module):
 
 @dataclass(frozen=True)
 class Field:
-    """One context token: the inputs projected into it, and whether the candidate shapes it."""
+    """One context token: the inputs projected into it.
+
+    of_request: all rows of a request have the same value, whatever the candidate and its place.
+    """
 
     token: str
     inputs: list[Input]
-    of_item: bool
+    of_request: bool
 
     def width(self, schema: Schema) -> int:
         """Concatenated width of its inputs."""
@@ -71,12 +74,18 @@ def fields(schema: Schema) -> list[Field]:
     groups: dict[str, list[Input]] = {}
     for entry in schema.inputs:
         groups.setdefault(entry.token, []).append(entry)
-    return [Field(t, g, any(_of_item(schema, i) for i in g)) for t, g in groups.items()]
+    return [Field(t, g, all(_of_request(schema, i) for i in g)) for t, g in groups.items()]
 
 
-def _of_item(schema: Schema, entry: Input) -> bool:
-    keys = [schema.features[k] for k in entry.feature.keys if k in schema.features]
-    return entry.feature.role == "item" or any(key.role == "item" for key in keys)
+def _of_request(schema: Schema, entry: Input) -> bool:
+    """User features, the request's own clock, and counters of nothing but these."""
+    feature, log = entry.feature, schema.tables.impressions
+    if feature.kind == "counter":
+        users = {n for n, f in schema.features.items() if f.role == "user"} | {log.user}
+        return set(feature.keys) <= users
+    if feature.kind == "timestamp" and feature.role == "context":
+        return feature.column is None or feature.column == log.time
+    return feature.role == "user"
 
 
 class FeatureEmbedding(nn.Module):
@@ -93,8 +102,11 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         self.schema = schema
         self.tables = EmbeddingTables(schema.table_sizes)
+        self.event_mlp = nn.ModuleDict(
+            {kind: MLP(self._event_width(kind), width, width) for kind, width in event_dims.items()}
+        )
         self.fields = fields(schema)
-        self.item_tokens = [f.of_item for f in self.fields]
+        self.request_tokens = [f.of_request for f in self.fields]
         widths = [f.width(schema) for f in self.fields]
         by_width = sorted(set(widths))
         self.members = {w: [i for i, v in enumerate(widths) if v == w] for w in by_width}
@@ -104,13 +116,27 @@ class FeatureEmbedding(nn.Module):
                 for w, m in self.members.items()
             }
         )
+        self._level_numbers()
         self.bias = nn.Parameter(torch.randn(len(self.fields), dim) * TABLE_STD)
         order = torch.tensor([i for m in self.members.values() for i in m])
         self.register_buffer("order", torch.argsort(order), persistent=False)
         self.numeric_index = {name: i for i, name in enumerate(schema.numeric)}
-        self.event_mlp = nn.ModuleDict(
-            {kind: MLP(self._event_width(kind), width, width) for kind, width in event_dims.items()}
-        )
+
+    @torch.no_grad()
+    def _level_numbers(self) -> None:
+        """Start numbers, which come at unit size, as small as ids, which come at TABLE_STD."""
+        sizes = self.schema.table_sizes
+        for width, members in self.members.items():
+            for place, i in enumerate(members):
+                column = 0
+                for entry in self.fields[i].inputs:
+                    if entry.kind == "numeric":
+                        self.maps[str(width)][place, column] *= TABLE_STD
+                    column += 1 if entry.kind == "numeric" else sizes[entry.table][1]
+        for kind, mlp in self.event_mlp.items():
+            numbers = sum(entry.kind == "numeric" for entry in self.schema.event_inputs(kind))
+            if isinstance(mlp, MLP) and numbers:
+                mlp.up.weight[:, -numbers:] *= TABLE_STD
 
     def _event_width(self, kind: str) -> int:
         inputs, sizes = self.schema.event_inputs(kind), self.schema.table_sizes
@@ -163,7 +189,7 @@ class FeatureEmbedding(nn.Module):
             parts.append(events.numeric)
         if not parts:  # an event without features still says that it happened
             parts.append(events.timestamps.new_ones(events.timestamps.shape[0], 1).float())
-        values = self.event_mlp[kind](torch.cat(parts, dim=1))
+        values = self.event_mlp[kind](torch.cat(parts, dim=1)).float()  # the residual stream
         layout = Jagged(values, events.offsets, events.max_len)
         return layout, _age(events, layout, batch.request_time)
 

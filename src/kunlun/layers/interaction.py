@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kunlun.config import Config
+from kunlun.config import Config, at_least_one
 from kunlun.layers.mlp import MLP
+
+PRODUCTS_START = 0.25  # size of the products beside the residual at step 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,9 @@ class InteractionConfig(Config):
     experts: int = 2
     rank: int = 8  # k of the optimized factorization machine
     hidden: int = 128  # of the MLP behind it
+
+    def __post_init__(self) -> None:
+        at_least_one("interaction", experts=self.experts, rank=self.rank, hidden=self.hidden)
 
 
 class FactorizationMachineBlock(nn.Module):
@@ -31,7 +36,7 @@ class FactorizationMachineBlock(nn.Module):
         self.n_out = n_out
         self.y = nn.Parameter(torch.randn(tokens, rank) / tokens**0.5)
         self.norm = nn.LayerNorm(tokens * rank)
-        self.mlp = MLP(tokens * rank, hidden, n_out * dim)
+        self.mlp = MLP(tokens * rank, hidden, n_out * dim, gain=PRODUCTS_START)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, n_out, D]."""
@@ -86,11 +91,13 @@ class GlobalInteraction(nn.Module):
         m = config.experts
         if m > tokens:
             raise ValueError(f"experts ({m}) must not exceed the {tokens} tokens they share")
-        place = torch.arange(tokens)
-        owner = place % m if layer % 2 == 0 or tokens < m * m else (place // m) % m
-        self.register_buffer("order", torch.argsort(owner, stable=True), persistent=False)
-        self.register_buffer("back", torch.argsort(self.order), persistent=False)
-        self.shares = torch.bincount(owner, minlength=m).tolist()
+        neighbours = layer % 2 == 0 or tokens < m * m
+        owner = [i % m if neighbours else (i // m) % m for i in range(tokens)]
+        order = sorted(range(tokens), key=lambda i: owner[i])
+        back = sorted(range(tokens), key=lambda i: order[i])
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("back", torch.tensor(back), persistent=False)
+        self.shares = [owner.count(expert) for expert in range(m)]
         self.experts = nn.ModuleList(WukongLayer(n, dim, config) for n in self.shares)
 
     def forward(self, x: Tensor) -> Tensor:

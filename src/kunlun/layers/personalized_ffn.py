@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kunlun.config import Config
+from kunlun.config import Config, at_least_one
+from kunlun.errors import ConfigError
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm, rms_norm
 from kunlun.ops import gdpa
@@ -27,6 +28,13 @@ class PersonalizedFFNConfig(Config):
     scale: float | Literal["max_len", "sqrt"] = "max_len"  # 1/tau_g: 1/max_len, 1/sqrt(d_h), number
     out_scale: float = 1.0  # behind the activation, as Meta's kernel has it
     norm: Literal["sandwich", "bare"] = "sandwich"  # RMSNorm(GDPA(LN S) + LN S) + S, or GDPA(S) + S
+
+    def __post_init__(self) -> None:
+        at_least_one("ffn", rows=self.rows)
+        if self.scale == 0 or self.out_scale == 0:
+            raise ConfigError(
+                "ffn: scale and out_scale must not be 0; kind 'none' removes the block"
+            )
 
 
 class PersonalizedFFN(nn.Module):
@@ -71,7 +79,7 @@ class PersonalizedFFN(nn.Module):
         shape = (-1, self.heads, self.head_dim)
         k = torch.matmul(rows, self.key).view(shape)
         v = torch.matmul(rows, self.value).view(shape) * self.gain[:, None].to(k.dtype)
-        kv_offsets = torch.arange(len(offsets), device=offsets.device) * self.config.rows
+        kv_offsets = torch.arange(offsets.shape[0], device=offsets.device) * self.config.rows
         return gdpa(
             u.to(k.dtype).view(shape), k, v, offsets, kv_offsets,
             activation=self.config.activation, scale=self.scale, out_scale=self.config.out_scale,

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from kunlun.config import Config
+from kunlun.config import Config, at_least_one
+from kunlun.errors import ConfigError
 from kunlun.layers.norm import layer_norm
 from kunlun.ops import rotary, seed_attention, sum_kron
 from kunlun.ops.flops import sum_kron_flops
@@ -26,8 +27,9 @@ class PoolingConfig(Config):
     rank: int = 8  # k, terms of the Kronecker sum
 
     def __post_init__(self) -> None:
+        at_least_one("pooling", seeds=self.seeds, tokens=self.tokens, rank=self.rank)
         if self.kind == "hsp" and self.seeds <= self.tokens:
-            raise ValueError(
+            raise ConfigError(
                 f"seeds ({self.seeds}) must exceed tokens ({self.tokens}); HSP compresses"
             )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kunlun.config import Config
+from kunlun.errors import ConfigError
 from kunlun.ops.jagged import Jagged
 
 
@@ -23,6 +24,12 @@ class RoteConfig(Config):
     gap: Literal["request", "previous"] = (
         "request"  # age at the request, or gap to the event before
     )
+
+    def __post_init__(self) -> None:
+        if self.base <= 0 or self.t_scale <= 0:
+            raise ConfigError(
+                f"time: base ({self.base}) and t_scale ({self.t_scale}) must exceed 0"
+            )
 
 
 class Rote(nn.Module):
@@ -42,7 +49,8 @@ class Rote(nn.Module):
         i = torch.arange(head_dim // 2, dtype=torch.float32)
         self.register_buffer("theta", config.base ** (-2 * i / head_dim), persistent=False)
         if config.mode == "rote":
-            self.phi = nn.Parameter(2 * math.pi * 4.0**-i)
+            # learned as a logarithm: the frequencies span decades, one step size must fit all
+            self.log_phi = nn.Parameter(math.log(2 * math.pi) - i * math.log(4.0))
 
     def forward(self, events: Jagged, age: Tensor) -> Tensor | None:
         """events (layout only) and age float32 [L] seconds -> angles float32 [L, d_h / 2]."""
@@ -54,7 +62,8 @@ class Rote(nn.Module):
         angle = position[:, None] * self.theta
         if self.config.mode == "rote":
             dt = age if self.config.gap == "request" else _gap_to_previous(age, segments)
-            angle = angle + torch.log1p(dt / self.config.t_scale)[:, None] * self.phi
+            tau = torch.log1p(dt.clamp(min=0) / self.config.t_scale)  # clocks may disagree a little
+            angle = angle + tau[:, None] * self.log_phi.exp()
         return angle
 
 

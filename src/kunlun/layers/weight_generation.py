@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from kunlun.layers.mlp import MLP
+from kunlun.layers.norm import layer_norm
 
 
 class WeightGeneration(nn.Module):
-    """X [B, N, D] -> X_sum [B, n_sum, D]: a linear map over the token axis, then a 2-layer MLP.
+    """X [B, N, D] -> X_sum [B, n_sum, D]: a linear map over the token axis, norm, 2-layer MLP.
 
     gate: X_sum * sigmoid(MLP(X_sum)) behind it, as in InterFormer; no account of Kunlun has it.
     FLOPs: 2 B n_sum (N D + 4 D^2), with the gate 2 B n_sum 4 D^2 more.
@@ -23,7 +24,7 @@ class WeightGeneration(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, n_sum, D]."""
-        y: Tensor = self.mlp(torch.matmul(self.compress, x))
+        y: Tensor = self.mlp(layer_norm(torch.matmul(self.compress, x)))
         if self.gate is not None:
             y = y * torch.sigmoid(self.gate(y))
         return y

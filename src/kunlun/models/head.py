@@ -28,7 +28,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> logits float32 [B, tasks]."""
         hidden = F.gelu(self.up(x.flatten(1)), approximate="tanh").float()
-        hidden = hidden.view(x.shape[0], self.tasks, -1)
+        hidden = hidden.view(x.shape[0], self.tasks, self.down.shape[1])
         return (hidden * self.down).sum(-1) + self.bias
 
     def flops(self, rows: int) -> int:

@@ -16,14 +16,13 @@ L packed events of one type, d_e that type's width.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kunlun.config import Config
+from kunlun.config import Config, at_least_one, parse
 from kunlun.errors import ConfigError
 from kunlun.features.batch import Batch
 from kunlun.features.embedding import FeatureEmbedding
@@ -55,6 +54,8 @@ class TowerConfig(Config):
     time: RoteConfig = field(default_factory=RoteConfig)
 
     def __post_init__(self) -> None:
+        sizes = {"layers": self.layers, "history": self.history, "window": self.window}
+        at_least_one("tower", dim=self.dim, heads=self.heads, **sizes)
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(
                 f"tower: dim ({self.dim}) over heads ({self.heads}) must be an even whole number"
@@ -77,6 +78,10 @@ class KunlunConfig(Config):
     order: Literal["transformer_first", "pooling_first"] = "transformer_first"
     user_only: bool = False  # sequences personalized by user and context tokens: once per request
 
+    def __post_init__(self) -> None:
+        at_least_one("model", dim=self.dim, layers=self.layers, n_sum=self.n_sum)
+        at_least_one("model", head_hidden=self.head_hidden)
+
     def towers(self, schema: Schema) -> dict[str, TowerConfig]:
         """The resolved tower of every event type. Raises ConfigError for an unknown type or key."""
         for kind in self.events:
@@ -85,22 +90,19 @@ class KunlunConfig(Config):
                 raise ConfigError(
                     f"model.events.{kind}: no such event type; the data have: {known}"
                 )
-        return {k: _replace(self.tower, self.events.get(k, {}), k) for k in schema.events}
+        return {kind: self._tower(kind) for kind in schema.events}
+
+    def _tower(self, kind: str) -> TowerConfig:
+        if kind not in self.events:
+            return self.tower
+        values = _merge(self.tower.to_dict(), self.events[kind])
+        return parse(TowerConfig, values, f"model.events.{kind}")
 
 
-def _replace(config: Any, changes: dict[str, Any], path: str) -> Any:
-    """Copy of a nested dataclass with some keys changed."""
-    names = [f.name for f in dataclasses.fields(config)]
-    values = {}
-    for key, value in changes.items():
-        if key not in names:
-            raise ConfigError(
-                f"model.events.{path}.{key} is not a field of {type(config).__name__}; "
-                f"known keys: {', '.join(names)}"
-            )
-        nested = dataclasses.is_dataclass(getattr(config, key))
-        values[key] = _replace(getattr(config, key), value, f"{path}.{key}") if nested else value
-    return dataclasses.replace(config, **values)
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the keys of `changes`, nested groups key by key."""
+    groups = {k: v for k, v in changes.items() if isinstance(v, dict) and k in values}
+    return {**values, **changes, **{k: _merge(values[k], v) for k, v in groups.items()}}
 
 
 class TowerLayer(nn.Module):
@@ -110,7 +112,7 @@ class TowerLayer(nn.Module):
         self, config: TowerConfig, model: KunlunConfig, context: int, max_len: int, layer: int
     ) -> None:
         super().__init__()
-        depth = min(config.layers or model.layers, model.layers)
+        depth = model.layers if config.layers is None else min(config.layers, model.layers)
         is_global = not model.comp_skip or layer % 2 == 0
         is_local = not model.comp_skip or layer % 2 == 1
         is_last = layer == depth - 1
@@ -161,7 +163,7 @@ class KunlunLayer(nn.Module):
         self.weight_generation = WeightGeneration(
             tokens, config.n_sum, config.dim, gate=config.gate
         )
-        alive = {k: t for k, t in towers.items() if layer < (t.layers or config.layers)}
+        alive = {k: t for k, t in towers.items() if t.layers is None or layer < t.layers}
         self.tower = nn.ModuleDict(
             {k: TowerLayer(t, config, config.n_sum, max_len[k], layer) for k, t in alive.items()}
         )
@@ -203,42 +205,54 @@ class KunlunBackbone(nn.Module):
 
     def __init__(
         self, config: KunlunConfig, towers: dict[str, TowerConfig], max_len: dict[str, int],
-        item_tokens: list[bool],
+        request_tokens: list[bool],
     ) -> None:  # fmt: skip
         super().__init__()
         self.user_only = config.user_only
-        self.history = {k: t.history or max_len[k] for k, t in towers.items()}
+        self.history = {
+            k: max_len[k] if t.history is None else t.history for k, t in towers.items()
+        }
         self.rote = nn.ModuleDict({k: Rote(t.dim // t.heads, t.time) for k, t in towers.items()})
-        shared = [i for i, of_item in enumerate(item_tokens) if not of_item]
-        self.register_buffer("shared", torch.tensor(shared), persistent=False)
+        shared = [i for i, of_request in enumerate(request_tokens) if of_request]
+        if config.user_only and not shared:
+            raise ConfigError("model.user_only: the schema has no user feature to personalize by")
+        self.register_buffer("shared", torch.tensor(shared, dtype=torch.int64), persistent=False)
         self.tokens = config.n_sum + sum(t.pooling.tokens for t in towers.values())
         self.layers = nn.ModuleList(
             KunlunLayer(
-                config, towers, self.history, self.tokens if i else len(item_tokens), len(shared), i
+                config,
+                towers,
+                self.history,
+                self.tokens if i else len(request_tokens),
+                len(shared),
+                i,
             )
             for i in range(config.layers)
         )
 
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
-        x_user = None
-        if self.user_only:
-            x_user = tokens[:, self.shared]
-            if request is not None:  # all rows of a request agree on them: take any one
-                requests = int(next(iter(events.values()))[0].n) if events else 0
-                row = torch.arange(len(request), device=request.device)
-                x_user = x_user[row.new_zeros(requests).scatter_(0, request, row)]
+        events = {k: _newest(*event, self.history[k]) for k, event in events.items()}
+        x_user = tokens[:, self.shared] if self.user_only else None
+        if request is not None and x_user is not None and events:
+            x_user = x_user[_first_rows(request, next(iter(events.values()))[0].n)]
         elif request is not None:
-            events = {k: _expand(s, age, request) for k, (s, age) in events.items()}
+            events = {k: _expand(*event, request) for k, event in events.items()}
             request = None
-        sequences, angles = {}, {}
-        for kind, (s, age) in events.items():
-            s, age = _newest(s, age, self.history[kind])
-            sequences[kind], angles[kind] = s, self.rote[kind](s, age)
-        x, summaries = tokens, dict[str, Tensor]()
+        angles = {k: self.rote[k](s, age) for k, (s, age) in events.items()}
+        sequences = {k: s for k, (s, _) in events.items()}
+        x = tokens
+        summaries: dict[str, Tensor] = {}
         for layer in self.layers:
             x = layer(x, x_user, sequences, angles, summaries, request)
         return x
+
+
+def _first_rows(request: Tensor, requests: int) -> Tensor:
+    """The first row of every request: request int64 [B] -> int64 [R]."""
+    row = torch.arange(request.shape[0], device=request.device)
+    last = request.new_full((requests,), request.shape[0] - 1)
+    return last.scatter_reduce(0, request, row, "amin")
 
 
 def _expand(s: Jagged, age: Tensor, request: Tensor) -> tuple[Jagged, Tensor]:
@@ -251,7 +265,7 @@ def _newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
     """Keep the last `history` events of every sequence."""
     if history >= s.max_len:
         return s, age
-    behind = s.offsets.long()[1:][s.segments] - torch.arange(len(age), device=age.device)
+    behind = s.offsets.long()[1:][s.segments] - torch.arange(age.shape[0], device=age.device)
     keep = behind <= history
     offsets = torch.zeros_like(s.offsets)
     torch.cumsum(s.lengths.clamp(max=history), 0, out=offsets[1:])
@@ -267,7 +281,7 @@ class Kunlun(nn.Module):
         towers = config.towers(schema)
         self.embedding = FeatureEmbedding(schema, config.dim, {k: t.dim for k, t in towers.items()})
         max_len = {k: schema.events[k].max_len for k in towers}
-        self.backbone = KunlunBackbone(config, towers, max_len, self.embedding.item_tokens)
+        self.backbone = KunlunBackbone(config, towers, max_len, self.embedding.request_tokens)
         self.head = Head(self.backbone.tokens, config.dim, config.head_hidden, len(schema.tasks))
 
     def forward(self, batch: Batch) -> Tensor:
