@@ -233,7 +233,7 @@ CASES: dict[str, tuple[Change, type[UserError], str]] = {
     "misspelt key": (
         key("features.page.bucket", 3), ConfigError, "bucket is not a field.*mean 'buckets'",
     ),
-    "part": (key("features.page.part", "age"), SchemaError, "part 'age' does not fit kind 'categ"),
+    "part": (key("features.page.part", "age"), SchemaError, "part: 'age' does not fit kind 'categ"),
 }  # fmt: skip
 CASES["shared table"] = (
     lambda raw, body: (

@@ -15,17 +15,13 @@ from typing import Literal
 
 from kunlun.config import Config
 from kunlun.errors import SchemaError
+from kunlun.features.check import check
 
 MISSING, UNKNOWN, FIRST_VALUE = 0, 1, 2  # ids every vocabulary reserves
 
 Role = Literal["user", "item", "context", "event"]
 Kind = Literal["categorical", "multi", "numeric", "timestamp", "counter"]
 TimeUnit = Literal["s", "ms", "us"]
-_PARTS: dict[str, tuple[str, ...]] = {
-    "categorical": ("first",),
-    "numeric": ("length",),
-    "timestamp": ("hour", "weekday", "age"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,30 +115,6 @@ class Feature(Config):
     token: str | None = None  # features with the same token are projected into one; default: own,
     # and one for all numeric features
 
-    def __post_init__(self) -> None:
-        if self.kind == "counter" and not (self.keys and self.label):
-            raise SchemaError("a counter needs 'keys' and 'label'")
-        if self.kind == "timestamp" and self.part not in ("hour", "weekday", "age"):
-            raise SchemaError("a timestamp needs 'part': hour, weekday or age")
-        allowed = _PARTS.get(self.kind, ())
-        if self.part is not None and self.part not in allowed:
-            raise SchemaError(
-                f"part '{self.part}' does not fit kind '{self.kind}'"
-                + (f"; it may be {' or '.join(allowed)}" if allowed else "; drop it")
-            )
-        if self.missing == "value" and self.kind not in ("numeric", "timestamp"):
-            raise SchemaError("missing 'value' is for numbers; use token or error")
-        if self.strength < 0 or self.delay < 0:
-            raise SchemaError("strength and delay must not be negative")
-        if self.role == "event" and self.part == "age":
-            raise SchemaError("every model reads the age of an event already; drop this feature")
-        if self.dim < 1 or self.max_len < 1 or self.min_count < 1:
-            raise SchemaError("dim, max_len and min_count must be at least 1")
-        if self.buckets is not None and self.buckets < 2:
-            raise SchemaError("buckets must be at least 2")
-        if self.role == "event" and self.kind in ("multi", "counter"):
-            raise SchemaError(f"an event feature cannot be of kind '{self.kind}'")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ListHistory(Config):
@@ -201,46 +173,7 @@ class Schema(Config):
     weight: str | None = None  # raw impressions column of sample weights
 
     def __post_init__(self) -> None:
-        if not self.labels:
-            raise SchemaError("labels: at least one is needed")
-        for name, label in self.labels.items():
-            if label.given is not None and label.given not in self.labels:
-                raise SchemaError(f"labels.{name}.given: '{label.given}' is not a label")
-        for name, feature in self.features.items():
-            if feature.role == "event":
-                raise SchemaError(
-                    f"features.{name}: role 'event' belongs under events.TYPE.features"
-                )
-            known, what = (
-                (self.labels, "a label") if feature.of is None else (self.events, "an event type")
-            )
-            for key in ("of", "label"):
-                value = getattr(feature, key)
-                if value is not None and value not in known:
-                    raise SchemaError(f"features.{name}.{key}: '{value}' is not {what}")
-            for key in feature.keys if feature.of is not None else []:
-                if key not in self.features or self.features[key].role not in ("user", "item"):
-                    raise SchemaError(
-                        f"features.{name}.keys: '{key}' is not a feature of role user or item; "
-                        "counters of events know no more than these"
-                    )
-        for kind, event in self.events.items():
-            for name in event.item_features:
-                if name not in self.features or self.features[name].role != "item":
-                    raise SchemaError(
-                        f"events.{kind}.item_features: '{name}' is not a feature of role item"
-                    )
-                if self.features[name].kind == "multi":
-                    raise SchemaError(
-                        f"events.{kind}.item_features: '{name}' is multi; use its parts"
-                    )
-                if self.features[name].kind == "counter" or self.features[name].part == "age":
-                    raise SchemaError(
-                        f"events.{kind}.item_features: '{name}' depends on the request's time"
-                    )
-            for name, feature in event.features.items():
-                if feature.role != "event":
-                    raise SchemaError(f"events.{kind}.features.{name}: role must be 'event'")
+        check(self)
 
     @property
     def tasks(self) -> list[str]:
