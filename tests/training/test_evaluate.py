@@ -17,7 +17,7 @@ from kunlun.metrics.ne import entropy
 from kunlun.models import io
 from kunlun.training import predictions
 from kunlun.training.compare import compare
-from kunlun.training.evaluate import evaluate, predict
+from kunlun.training.evaluate import evaluate, evaluation_name, predict
 from kunlun.training.scoring import Scored
 from kunlun.training.trainer import train
 
@@ -84,8 +84,15 @@ def test_other_data_keep_the_runs_own_evaluation(run, data):
     before = (run / "evaluation.json").read_text()
     evaluate(run, "elsewhere/today")
     assert (run / "evaluation.json").read_text() == before
-    assert (run / "evaluation_today_test.json").is_file()
-    assert (run / "predictions" / "today_test.parquet").is_file()
+    (found,) = run.glob("evaluation_today-????????_test.json")
+    tag = found.stem.removeprefix("evaluation_")
+    assert (run / "predictions" / f"{tag}.parquet").is_file()
+    evaluate(run, "./elsewhere/../elsewhere/today")  # the same directory
+    evaluate(run, "another/today")
+    assert len(list(run.glob("evaluation_today-*_test.json"))) == 2
+    assert evaluation_name("elsewhere/today", "test") == tag
+    assert evaluation_name("synth:tiny", "valid") == "synth-tiny_valid"
+    assert evaluation_name(None, "test") == "test"
 
 
 def test_predict_without_labels(run, data, tmp_path):

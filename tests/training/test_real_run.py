@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from importlib import import_module
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from kunlun.config import write_yaml
+from kunlun.data.prepare import prepare
 from kunlun.errors import RunError
+from kunlun.training import source
 from kunlun.training.config import load_run_config
 from kunlun.training.evaluate import evaluate
 from kunlun.training.runlog import read_rows
@@ -66,3 +75,56 @@ def test_cut_and_resumed_is_bit_identical(whole, tmp_path, monkeypatch, workers)
     assert rows(run) == rows(whole)
     for name in ("model/model.safetensors", "predictions/test.parquet"):
         assert (run / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_the_stream_is_generated_again_for_other_code_or_another_version(tmp_path, monkeypatch):
+    """Its directory under the cache is named by what made it."""
+    monkeypatch.setenv("KUNLUN_CACHE", str(tmp_path / "cache"))
+    made = []
+    monkeypatch.setattr(
+        "kunlun.data.synthetic.synthesize", lambda config, out: (out.mkdir(), made.append(out))
+    )
+    data = import_module("kunlun.data")
+    copy = shutil.copytree(Path(data.__file__).parent, tmp_path / "data")
+    monkeypatch.setattr(data, "__file__", str(copy / "__init__.py"))
+    for _ in range(2):
+        source._synthetic("tiny")
+    assert len(made) == 1
+    for name in ("synthetic/world.py", "encode.py"):
+        with (copy / name).open("a") as code:
+            code.write("# other code")
+        source._synthetic("tiny")
+    assert len(made) == 3
+    monkeypatch.setattr(source, "__version__", "9")
+    source._synthetic("tiny")
+    assert len(set(made)) == 4
+    assert all(place.name.startswith("synth-tiny-") for place in made)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_base_rates_of_the_train_split(tmp_path, weighted):
+    n = 400
+    draw = np.random.default_rng(0)
+    y, z = draw.integers(0, 2, n).astype(float), np.full(n, np.nan)
+    y[:20] = np.nan
+    w = np.where(y == 1, 3.0, 1.0) * draw.random(n)
+    logs = {
+        "u": draw.integers(0, 9, n),
+        "i": draw.integers(0, 9, n),
+        "time": 10**12 + np.arange(n) * 1000,
+    }
+    pq.write_table(pa.table({**logs, "y": y, "z": z, "w": w}), tmp_path / "logs.parquet")
+    schema = {
+        "tables": {
+            "impressions": {"files": "logs.parquet", "user": "u", "item": "i", "time": "time"}
+        },
+        "split": {"valid": "2001-09-09T01:51:40Z", "test": "2001-09-09T01:52:40Z"},
+        "labels": {"y": {}, "z": {}},
+        "features": {"u": {"role": "user", "kind": "categorical"}},
+    } | ({"weight": "w"} if weighted else {})
+    write_yaml(tmp_path / "schema.yaml", schema)
+    prepare(tmp_path / "schema.yaml", tmp_path / "set")
+    train_y, train_w = y[20:300], w[20:300] if weighted else np.ones(280)
+    expected = (train_y * train_w).sum() / train_w.sum()
+    rates = source.base_rates(source.open_data(str(tmp_path / "set")))
+    assert rates == [pytest.approx(expected, rel=1e-6), 0.5]

@@ -32,15 +32,14 @@ def command(
     """Measure a trained run; data=DIR names other data than it was trained on."""
     from kunlun.cli.text import outline
     from kunlun.training.compare import compare
-    from kunlun.training.evaluate import evaluate
+    from kunlun.training.evaluate import evaluate, evaluation_name
 
     data = data_of(overrides)
     if against is not None:  # first, so that a mistyped name is noticed at once
         evaluate(against, data, split)
     found = evaluate(run, data, split)
     if against is not None:
-        stored = split if data is None else f"{Path(data).name}_{split}"
-        found = compare(against, run, stored)
+        found = compare(against, run, evaluation_name(data, split))
     if as_json:
         print_json(found)
         return

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kunlun.errors import RunError
+from kunlun.metrics.ne import entropy
 from kunlun.training import predictions
 
 F64 = NDArray[np.float64]
@@ -156,7 +157,7 @@ def _of(losses: list[F64], ranks: list[_Ranks], y: F64, w: F64) -> F64:
     """[2 runs, (logloss, ne, auc)] under row weights w."""
     total = w.sum()
     rate = (w * y).sum() / total if total else float("nan")
-    base = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)) if 0 < rate < 1 else float("nan")
+    base = entropy(rate) or float("nan")
     rows = []
     for loss, rank in zip(losses, ranks, strict=True):
         mean = (w * loss).sum() / total if total else float("nan")

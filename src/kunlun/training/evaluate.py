@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def evaluate(
     """Metrics of the run's best model; written to evaluation.json and predictions/SPLIT.parquet.
 
     data: another dataset directory (prepared with `--like`), default the run's own. Other data or
-    another split than test go to evaluation_[NAME_]SPLIT.json, predictions/[NAME_]SPLIT.parquet.
+    another split than test go to evaluation_NAME.json, predictions/NAME.parquet with the NAME of
+    `evaluation_name`.
     Returns data, split, tasks {task: metrics}, slices, calibration {task: bins}, flops.
     Raises RunError: no run, no model, or data that the model cannot read; DataError: no rows.
     """
@@ -52,7 +54,7 @@ def evaluate(
     }
     for task, truth in _truths(dataset, split).items():
         found["tasks"][task] |= _against_truth(scored, tasks.index(task), truth)
-    tag = _tag(data, split)
+    tag = evaluation_name(data, split)
     write_json(run / ("evaluation.json" if tag == "test" else f"evaluation_{tag}.json"), found)
     table = predictions.table(scored, tasks, predictions.keys(dataset, split))
     predictions.write([table], run / "predictions" / f"{tag}.parquet")
@@ -70,7 +72,7 @@ def predict(
 ) -> Path:
     """Write the probabilities of every row, labelled or not, as Parquet; returns its path.
 
-    out: default RUN/predictions/[NAME_]SPLIT.parquet. split: default all, then SPLIT is "all".
+    out: default RUN/predictions/NAME.parquet (`evaluation_name`). split: default all of them.
     Columns: see kunlun.training.predictions. Raises as `evaluate`, or RunError: `out` is no place
     for a file.
     """
@@ -78,7 +80,8 @@ def predict(
     if out is not None:
         predictions.check_place(out)
     model, settings, dataset = _open(run, data, dataset, device)
-    file = out if out is not None else run / "predictions" / f"{_tag(data, split)}.parquet"
+    name = evaluation_name(data, split or "all")
+    file = out if out is not None else run / "predictions" / f"{name}.parquet"
     tasks: list[str] = model.schema.tasks  # type: ignore[union-attr, assignment]
     tables = [
         predictions.table(
@@ -98,10 +101,15 @@ def metrics_on_test(run: Path, dataset: Any, device: str) -> dict[str, Any]:
     return found
 
 
-def _tag(data: str | None, split: str | None) -> str:
-    """What the files of an evaluation are called."""
-    what = split or "all"
-    return what if data is None else f"{Path(data).name}_{what}"
+def evaluation_name(data: str | None, split: str) -> str:
+    """SPLIT, or NAME_SPLIT for other data than the run's own; directories of one name differ in
+    the hash of their place."""
+    if data is None:
+        return split
+    if data.startswith("synth:"):
+        return f"{data.replace(':', '-')}_{split}"
+    place = Path(data).resolve()
+    return f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}_{split}"
 
 
 def _splits(dataset: Any, split: str | None) -> list[str]:

@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from kunlun import __version__
 from kunlun.errors import ConfigError, DataError, RunError
 from kunlun.training.config import TrainConfig
 
@@ -26,14 +30,19 @@ def open_data(name: str) -> Any:
 
 
 def _synthetic(preset: str) -> Path:
-    """Directory of a synthetic dataset under $KUNLUN_CACHE (default ~/.cache/kunlun)."""
+    """Directory of a synthetic dataset under $KUNLUN_CACHE (default ~/.cache/kunlun).
+
+    Its name says what made it: configuration, version and code, so that none outlives its maker.
+    """
+    import kunlun.data as maker
     from kunlun.data.synthetic import PRESETS, synthesize
 
     if preset not in PRESETS:
         raise ConfigError(f"synth:{preset} does not exist; known: {', '.join(PRESETS)}")
     config = PRESETS[preset]
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    mark = hashlib.sha256(text.encode()).hexdigest()[:12]
+    made_by = [json.dumps(config.to_dict(), sort_keys=True), __version__]
+    made_by += [file.read_text() for file in sorted(Path(maker.__file__).parent.rglob("*.py"))]
+    mark = hashlib.sha256("\0".join(made_by).encode()).hexdigest()[:12]
     root = Path(os.environ.get("KUNLUN_CACHE") or Path.home() / ".cache" / "kunlun")
     place = root / f"synth-{preset}-{mark}"
     if not place.is_dir():
@@ -65,10 +74,20 @@ def need_train_rows(dataset: Any) -> None:
 
 
 def base_rates(dataset: Any) -> list[float]:
-    """Share of positives of every task in the train split; 0.5 where no label is known."""
+    """Share of positives of every task in the train split, by sample weights if there are any;
+    0.5 where no label is known."""
+    if dataset.schema.weight is not None:
+        weights = dataset.column("train", "weight")
+        return [_rate(dataset.column("train", f"label.{t}"), weights) for t in dataset.schema.tasks]
     labels = dataset.manifest.get("splits", {}).get("train", {}).get("labels", {})
     rates = [labels.get(task, {}).get("rate") for task in dataset.schema.tasks]
     return [0.5 if rate is None else rate for rate in rates]
+
+
+def _rate(labels: NDArray[np.floating], weights: NDArray[np.floating]) -> float:
+    known = ~np.isnan(labels)
+    w = weights[known].astype(np.float64)
+    return float((w * labels[known]).sum() / w.sum()) if w.sum() else 0.5
 
 
 def fingerprint(dataset: Any) -> dict[str, Any]:
