@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pytest
 import standin
 import torch
 
 from kunlun.errors import DataError
+from kunlun.features.batch import Batch
 from kunlun.models import io
 from kunlun.training import source
+from kunlun.training.environment import to_device
 from kunlun.training.plan import make_plan
 from kunlun.training.runlog import read_rows
 from kunlun.training.trainer import Trainer, train
@@ -139,3 +142,23 @@ def test_an_empty_train_split_is_a_clear_error(data, config, tmp_path, monkeypat
     assert not (tmp_path / "r").exists()
     with pytest.raises(DataError, match=r"the train split has no samples; check split times"):
         make_plan(config())
+
+
+def test_a_gpu_gets_page_locked_batches_the_cpu_the_batch_as_it_is(data, monkeypatch):
+    calls = []
+
+    def pin_memory(self):
+        calls.append("pin")
+        return self
+
+    def to(self, device, non_blocking=False):
+        calls.append((str(device), non_blocking))
+        return self
+
+    monkeypatch.setattr(Batch, "pin_memory", pin_memory)
+    monkeypatch.setattr(Batch, "to", to)
+    batch = data.batch("train", np.arange(3))
+    to_device(batch, torch.device("cpu"))
+    assert calls == [("cpu", False)]
+    to_device(batch, torch.device("cuda", 1))
+    assert calls[1:] == ["pin", ("cuda:1", True)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from kunlun.errors import BackendError
+from kunlun.features.batch import Batch
 
 PEAK = {  # dense FLOP/s per GPU by vendor data sheet: bf16 with tensor cores, fp32 without
     "H200": (989e12, 67e12),
@@ -37,6 +38,13 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"train.device is '{name}', but torch sees no CUDA device; use cpu")
     return device
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy; to a GPU from page-locked memory, since only then the CPU need not wait for it."""
+    if device.type == "cuda":
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kunlun.features.batch import Batch
 from kunlun.metrics import RankingMetrics
+from kunlun.training.environment import to_device
 
 
 @dataclass
@@ -50,7 +51,7 @@ def score(
     try:
         for batch in loader:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                logits.append(model(batch.to(device, non_blocking=True)).float())
+                logits.append(model(to_device(batch, device)).float())
             rest.append(_facts(batch))
             after_batch()
     finally:

@@ -151,7 +151,7 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         """Forward, backward, update, and what the log row will need."""
-        now, batch = self.progress, batch.to(self.device, non_blocking=True)
+        now, batch = self.progress, environment.to_device(batch, self.device)
         if now.flops is None:
             now.flops = self._flops(batch)
         # dropout is a function of (seed, step): loaders draw from the global generator as they
