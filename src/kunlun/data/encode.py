@@ -152,7 +152,9 @@ class Encoders:
             found, offsets = keys(feature, column)
             ids = self.tables[feature.table or name].encode(found)
             if offsets is not None:
-                return {name: _tail(ids, offsets, feature.max_len)}
+                tails = _tail(ids, offsets, feature.max_len)
+                _refuse_missing(name, feature, np.diff(tails.offsets) == 0)
+                return {name: tails}
             _refuse_missing(name, feature, ids == MISSING)
             return {name: ids}
         if is_clock(feature):

@@ -52,9 +52,14 @@ class Entities:
         """Index of the table that has the column, -1 for the id. Raises SchemaError if none."""
         if column in self.id_names:
             return -1
-        for index, table in enumerate(self.tables):
-            if table.has(column):
-                return index
+        found = [index for index, table in enumerate(self.tables) if table.has(column)]
+        if len(found) > 1:
+            a, b = (self.tables[index].paths[0] for index in found[:2])
+            raise SchemaError(
+                f"{where}: '{column}' is in both {a} and {b}; rename it in one of them"
+            )
+        if found:
+            return found[0]
         known = sorted({n for table in self.tables for names in table.names for n in names})
         hint = suggest(column, known or sorted(self.id_names))
         raise SchemaError(f"{where}: no table of tables.{self.kind} has '{column}'; {hint}")

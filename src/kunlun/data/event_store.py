@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kunlun.data.entities import Column
 from kunlun.data.past import Past
 from kunlun.data.source import Log
 from kunlun.data.values import Int32, Int64
@@ -78,6 +79,17 @@ def build(log: Log, kind: str, *, allow_absent: bool = False) -> EventTable:
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     order = past.order
     return EventTable(user[order], item[order], time[order], source[order], offsets, past)
+
+
+def own_column(log: Log, kind: str, name: str, store: EventTable) -> Column:
+    """Raw values of an event's own feature: one for each dated event of the type, in its order.
+
+    What other types hold in that column plays no part.
+    """
+    column = log.of(name, log.schema.events[kind].features[name])
+    rows = store.source[store.source >= 0]
+    values = column.values.take(pa.array(rows))
+    return Column(values, column.name, column.table, lambda row: int(rows[row]))
 
 
 def write(path: Path, columns: dict[str, NDArray[np.generic]]) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from kunlun.data.counters import Tally, combined_key, tally, tally_events
 from kunlun.data.encode import Encoders, age, is_clock, is_keyed, keys, measure, occurrences
-from kunlun.data.event_store import EventTable
+from kunlun.data.event_store import EventTable, own_column
 from kunlun.data.labels import Bools
 from kunlun.data.numeric import Buckets, Scaler
 from kunlun.data.source import Log
@@ -105,15 +105,17 @@ def _train_numbers(
     log: Log, stores: dict[str, EventTable], train: Train, scope: str, name: str, feature: Feature
 ) -> Float64:
     """Values of a numeric or age feature over train, NaN where missing."""
+    if scope:
+        store = stores[scope[:-1]]
+        column = own_column(log, scope[:-1], name, store)
+        with column.blame():
+            return measure(feature, column.values)[store.time[store.source >= 0] < train.end]
     column = log.of(name, feature)
     with column.blame():
         if feature.part == "age":
             since = times(column.values, *column.table.form)
         else:
             x = measure(feature, column.values)
-    if scope:
-        store = stores[scope[:-1]]
-        return x[store.source[(store.source >= 0) & (store.time < train.end)]]
     rows = log.rows(feature.role)[train.rows]
     return age(since[rows], log.time[train.rows]) if feature.part == "age" else x[rows]
 
@@ -136,7 +138,10 @@ def _table(
     parts = []
     text = False
     for scope, name, feature in members:
-        column = log.of(name, feature)
+        if scope:
+            column = own_column(log, scope[:-1], name, stores[scope[:-1]])
+        else:
+            column = log.of(name, feature)
         with column.blame():
             found, offsets = keys(feature, column.values)
         text |= pa.types.is_large_string(found.type)
@@ -153,12 +158,10 @@ def _table(
 def _weights(
     log: Log, stores: dict[str, EventTable], train: Train, scope: str, name: str, feature: Feature
 ) -> Int64:
-    """How often each position of the raw column counts, int64 [positions]."""
+    """How often each position of the column counts, int64 [positions]."""
     if scope:
-        assert log.events is not None
         store = stores[scope[:-1]]
-        used = store.source[(store.source >= 0) & (store.time < train.end)]
-        return np.bincount(used, minlength=log.events.rows)
+        return (store.time[store.source >= 0] < train.end).astype(np.int64)
     if feature.role == "context":
         return train.rows.astype(np.int64)
     if feature.role == "user":

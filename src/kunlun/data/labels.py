@@ -6,6 +6,7 @@ from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from kunlun.data.source import Log
@@ -40,9 +41,16 @@ def read_labels(log: Log) -> dict[str, Float64]:
                     row=row,
                 )
         found[name] = x
-    for name, label in log.schema.labels.items():
-        if label.given is not None:
-            found[name] = np.where(found[label.given] == 1, found[name], np.nan)
+    labels = log.schema.labels
+
+    def depth(name: str) -> int:
+        given = labels[name].given
+        return 0 if given is None else 1 + depth(given)
+
+    for name in sorted(labels, key=depth):  # a condition before what depends on it
+        given = labels[name].given
+        if given is not None:
+            found[name] = np.where(found[given] == 1, found[name], np.nan)
     return found
 
 
@@ -75,12 +83,21 @@ def read_weights(log: Log) -> NDArray[np.float32]:
 
 
 def read_groups(log: Log) -> Int64:
-    """int64 [N], the key of GAUC: an integer column as it is, text by hash64; default: user row."""
+    """int64 [N], the key of GAUC: an integer column as it is, text by hash64; default: user row.
+
+    Raises DataError at the first null: rows of unknown groups are not one group.
+    """
     if log.schema.group is None:
         return log.user.astype(np.int64)
     with log.impressions.blame(log.schema.group):
         keys = canonical(log.impressions.column(log.schema.group))
-        if pa.types.is_int64(keys.type) and not keys.null_count:
+        if keys.null_count:
+            row = pc.index(keys.is_null(), True).as_py()
+            raise BadValue(
+                "found null, expected a group; fill it in, or drop `group` to group by user",
+                row=row,
+            )
+        if pa.types.is_int64(keys.type):
             found: Int64 = keys.to_numpy(zero_copy_only=False)
             return found
         return hash64(keys).view(np.int64)

@@ -120,7 +120,7 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
         elif feature.part == "age":
             samples |= _prefixed(_ages(log, encoders, name))
         elif feature.role == "context":
-            samples |= _prefixed(_encode(log, encoders, "", name))
+            samples |= _prefixed(_encode(log, encoders, name))
     resolved = _resolve(schema, encoders)
     manifest = describe(log, resolved, splits, labels, truths, stores, samples)
     if like is not None and (found := missing_past(log, stores, like)):
@@ -161,14 +161,11 @@ def _order(log: Log, start: int, end: int) -> Int64:
     return rows[np.argsort(log.time[rows], kind="stable")]
 
 
-def _encode(log: Log, encoders: Encoders, scope: str, name: str) -> dict[str, Encoded]:
-    features = log.schema.events[scope[:-1]].features if scope else log.schema.features
-    column = log.of(name, features[name])
+def _encode(log: Log, encoders: Encoders, name: str) -> dict[str, Encoded]:
+    feature = log.schema.features[name]
+    column = log.of(name, feature)
     with column.blame():
-        return encoders.encode(
-            name, features[name], column.values, scope=scope,
-            form=column.table.form,
-        )  # fmt: skip
+        return encoders.encode(name, feature, column.values, form=column.table.form)
 
 
 def _ages(log: Log, encoders: Encoders, name: str) -> dict[str, Encoded]:
@@ -188,7 +185,7 @@ def _attributes(log: Log, encoders: Encoders, role: str) -> Columns:
     found: Columns = {}
     for name, feature in log.schema.features.items():
         if feature.role == role and feature.kind != "counter" and feature.part != "age":
-            found |= _prefixed(_encode(log, encoders, "", name))
+            found |= _prefixed(_encode(log, encoders, name))
     return found
 
 
@@ -196,17 +193,19 @@ def _event_columns(
     log: Log, encoders: Encoders, kind: str, store: EventTable
 ) -> tuple[dict[str, NDArray[Any]], Int64]:
     columns: dict[str, NDArray[Any]] = {"time": store.time, "item": store.item}
-    seeded = store.source < 0
+    seeded, scope = store.source < 0, f"{kind}/"
     for name, feature in log.schema.events[kind].features.items():
-        encoded = _encode(log, encoders, f"{kind}/", name)
-        if seeded.any():
-            blank = encoders.encode_blank(name, feature, scope=f"{kind}/")
+        column = event_store.own_column(log, kind, name, store)
+        with column.blame():
+            encoded = encoders.encode(
+                name, feature, column.values, scope=scope, form=column.table.form
+            )
+        blank = encoders.encode_blank(name, feature, scope=scope) if seeded.any() else {}
         for key, values in encoded.items():
             assert isinstance(values, np.ndarray)
-            gathered = values[store.source]
-            if seeded.any():
-                gathered = np.where(seeded, blank[key], gathered)
-            columns[f"feature.{key}"] = gathered
+            filled = np.full(len(seeded), blank.get(key, 0), values.dtype)
+            filled[~seeded] = values
+            columns[f"feature.{key}"] = filled
     return columns, store.offsets
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,9 @@ class RawTable:
             else:
                 row = None
             raise DataError(error.reason, file=file, column=column, row=row) from None
+        except pa.ArrowException as error:
+            reason = f"cannot be read ({_line(error)}); expected another type"
+            raise DataError(reason, file=self.paths[0], column=column) from None
 
 
 def suggest(name: str, known: list[str]) -> str:
@@ -174,7 +178,21 @@ def _read(path: Path, columns: dict[str, bool]) -> pa.Table:
         # makes the column text, and the error then names its row.
         size = max(path.stat().st_size * (20 if path.suffix == ".gz" else 1), 1 << 20)
         read = csv.ReadOptions(block_size=min(size + 1, 2**31 - 1), use_threads=False)
-        return csv.read_csv(path, read_options=read, convert_options=convert)
+        try:
+            table = csv.read_csv(path, read_options=read, convert_options=convert)
+        except pa.ArrowInvalid as error:
+            found = re.search(r"CSV column #(\d+): .*invalid UTF8", str(error))
+            if found is None:
+                raise
+            raise _not_utf8(path, _names(path)[int(found[1])]) from None
+        for field in table.schema:
+            if pa.types.is_binary(field.type):  # what Arrow takes other encodings for
+                raise _not_utf8(path, field.name)
+        return table
+
+
+def _not_utf8(path: Path, column: str) -> DataError:
+    return DataError("is not UTF-8 text; save the file as UTF-8", file=path, column=column)
 
 
 @contextmanager
@@ -182,7 +200,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn Arrow's failures into one line."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot be read ({_line(error)}); is it truncated, or of another format?", file=path
         ) from None

@@ -32,6 +32,9 @@ def load_schema(path: Path) -> Schema:
     split = body.get("split")
     if isinstance(split, dict):  # YAML reads an unquoted time as an object
         split.update({k: v.isoformat() for k, v in split.items() if isinstance(v, date)})
+    labels = body.get("labels")
+    if isinstance(labels, dict):  # `click:` alone is a label without options
+        labels.update({k: {} for k, v in labels.items() if v is None})
     return parse(Schema, body, str(path))
 
 

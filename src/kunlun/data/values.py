@@ -75,7 +75,14 @@ def canonical(array: pa.Array) -> pa.Array:
     huge = pa.types.is_uint64(kind) and (pc.max(array).as_py() or 0) >= 2**63
     if (pa.types.is_integer(kind) or pa.types.is_boolean(kind)) and not huge:
         return array.cast(pa.int64())
-    text = array.cast(pa.large_string())
+    try:
+        text = array.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        raise BadValue(
+            f"bytes that are not UTF-8 text (type {kind}); store ids as integers or text"
+        ) from None
+    except pa.ArrowException:
+        raise BadValue(f"values of type {kind}; expected integers or text") from None
     return _integers(pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text))
 
 
