@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -21,7 +23,10 @@ T = TypeVar("T")
 class Config:
     """Base of every configuration dataclass; unknown keys are errors at every depth."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "coerce_numbers_to_str": True,  # a run or folder named 20240501
+    }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, as YAML and JSON write it."""
@@ -90,6 +95,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, expected a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
@@ -134,7 +141,19 @@ def override(values: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
                 raise ConfigError(f"'{text}': {parent} is a value, not a group of keys")
             node = child
         try:
-            node[last] = yaml.safe_load(raw)
+            value = yaml.safe_load(raw)
         except yaml.YAMLError:
             raise ConfigError(f"'{text}': the value is not valid YAML") from None
+        # YAML reads 007, 1_000, 1:30 and 2024-05-01 as something else; a field of text needs them
+        # as they are, and a field of numbers reads text that is a number too.
+        node[last] = value if _as_typed(value, raw.strip()) else raw.strip()
     return values
+
+
+def _as_typed(value: Any, raw: str) -> bool:
+    """Whether YAML left a scalar as it was typed; lists and mappings are its own affair."""
+    if isinstance(value, date):
+        return False
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return True
+    return str(value) == raw
