@@ -35,7 +35,10 @@ root = LazyGroup(
 )
 
 # What the file system says about the user's paths, not about our code.
-_PATH_TROUBLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_PATH_TROUBLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ELOOP),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,21 @@ from pathlib import Path
 from kunlun.errors import DataError
 
 
+def check_place(out: Path) -> None:
+    """Raise DataError if `out` lies inside a file."""
+    for parent in out.parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise DataError(f"{parent} is a file, expected a folder", file=out)
+            return
+
+
 def check_free(out: Path) -> None:
-    """Raise DataError if `out` exists and is not an empty folder."""
+    """Raise DataError if `out` cannot become a new folder: it exists and is not an empty one, is
+    the current folder, or lies inside a file."""
+    check_place(out)
+    if out.exists() and out.samefile(Path.cwd()):
+        raise DataError("is the current folder; name a new one", file=out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError("exists already; choose another --out or remove it first", file=out)
 
