@@ -30,10 +30,10 @@ CASES = {
         "predict runs/none data=x --out p.csv",
         "p.csv: predictions are Parquet; expected a name that ends in .parquet",
     ),
-    "predict in a folder": ("predict runs/none data=x --out d.parquet", "d.parquet: is a folder"),
+    "predict in a folder": ("predict runs/none data=x --out d.parquet", "d.parquet is a directory"),
     "predict in a file": (
         "predict runs/none data=x --out raw/schema.yaml/p.parquet",
-        "raw/schema.yaml is a file, expected a folder",
+        "raw/schema.yaml is a file, not a directory",
     ),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from kunlun.cli.group import data_of, overrides_argument, verb
+from kunlun.errors import DataError
 
 
 @verb("kunlun predict runs/small data=datasets/today --out scores.parquet", name="predict")
@@ -23,17 +24,6 @@ def command(run: Path, overrides: tuple[str, ...], out: Path, split: str | None)
     data = data_of(overrides)
     if data is None:
         raise click.UsageError("data=DIR is missing: the dataset directory to score")
-    _check_out(out)
-    click.echo(f"wrote {predict(run, data, out, split)}")
-
-
-def _check_out(out: Path) -> None:
-    """Before hours of scoring, not after."""
-    from kunlun.data.directory import check_place
-    from kunlun.errors import DataError
-
     if out.suffix != ".parquet":
         raise DataError("predictions are Parquet; expected a name that ends in .parquet", file=out)
-    if out.is_dir():
-        raise DataError("is a folder; name a file", file=out)
-    check_place(out)
+    click.echo(f"wrote {predict(run, data, out, split)}")
