@@ -33,7 +33,8 @@ from kunlun.data.event_store import EventTable
 from kunlun.data.fit import Train, check_like, counter_numbers, fit, tallies
 from kunlun.data.labels import SPLITS, bounds, read_groups, read_labels, read_truths, read_weights
 from kunlun.data.manifest import describe, iso, missing_past
-from kunlun.data.source import Log, load_schema, read_log
+from kunlun.data.schema_file import load_schema
+from kunlun.data.source import Log, read_log
 from kunlun.data.times import times
 from kunlun.data.values import Int64, Ragged
 from kunlun.data.zones import check_zones

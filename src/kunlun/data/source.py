@@ -7,7 +7,6 @@ in their own tables, the impressions, the events and the list histories.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kunlun.config import parse, read_yaml
 from kunlun.data.encode import is_text
 from kunlun.data.entities import Column, Entities, key_of, no_null
 from kunlun.data.histories import list_events
@@ -24,18 +22,6 @@ from kunlun.data.times import require_times, times
 from kunlun.data.values import Int32, Int64, canonical, factorise
 from kunlun.errors import SchemaError
 from kunlun.features.schema import EventType, Feature, ListHistory, Schema, Table
-
-
-def load_schema(path: Path) -> Schema:
-    """A schema.yaml. Raises ConfigError or SchemaError with one line."""
-    body = read_yaml(path)
-    split = body.get("split")
-    if isinstance(split, dict):  # YAML reads an unquoted time as an object
-        split.update({k: v.isoformat() for k, v in split.items() if isinstance(v, date)})
-    labels = body.get("labels")
-    if isinstance(labels, dict):  # `click:` alone is a label without options
-        labels.update({k: {} for k, v in labels.items() if v is None})
-    return parse(Schema, body, str(path))
 
 
 @dataclass
