@@ -151,6 +151,91 @@ def _gdpa(
     )
 
 
+def window_forward(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(result, log2-sum-exp2 [L, H]); see kunlun.ops.window_attention."""
+    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    tensors = [q, k, v, out, None, None, None, None]
+    _softmax("window_forward", tensors, lse, offsets, 0, window, causal, scale)
+    return out, lse
+
+
+def window_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    window: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv)."""
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    tensors = [q, k, v, out, grad, dq, dk, dv]
+    _softmax("window_backward", tensors, lse, offsets, 0, window, causal, scale)
+    return dq, dk, dv
+
+
+def seed_forward(
+    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """(result [n, S, H, D], log2-sum-exp2 [n, S, H]); see kunlun.ops.seed_attention."""
+    n, (s, heads, width) = len(offsets) - 1, seeds.shape
+    out, lse = k.new_empty((n, s, heads, width)), k.new_empty((n, s, heads), dtype=torch.float32)
+    tensors = [seeds, k, v, out.view(n * s, heads, width), None, None, None, None]
+    _softmax("seed_forward", tensors, lse, offsets, s, 0, False, scale)
+    return out, lse
+
+
+def seed_backward(
+    grad: Tensor,
+    seeds: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    offsets: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d seeds, dk, dv)."""
+    d_seeds, dk, dv = (x.new_empty(x.shape) for x in (seeds, k, v))
+    rows = [x.flatten(0, 1) for x in (out, grad)]
+    tensors = [seeds, k, v, *rows, d_seeds, dk, dv]
+    _softmax("seed_backward", tensors, lse, offsets, len(seeds), 0, False, scale)
+    return d_seeds, dk, dv
+
+
+_SOFTMAX = struct.Struct("=24q2q10qd")
+
+
+def _softmax(
+    name: str,
+    tensors: list[Tensor | None],
+    lse: Tensor,
+    offsets: Tensor,
+    seeds: int,
+    window: int,
+    causal: bool,
+    scale: float,
+) -> None:
+    tensors = [_rows(x) for x in tensors]
+    q, k = tensors[0], tensors[1]
+    assert q is not None and k is not None
+    starts, lse = _int64(offsets), lse.contiguous()
+    packed = _SOFTMAX.pack(
+        *_addresses(tensors),
+        *(lse.data_ptr(), starts.data_ptr(), len(starts) - 1),
+        *(k.shape[0], q.shape[1], k.shape[1], q.shape[2]),
+        *(q.dtype == torch.bfloat16, torch.get_num_threads()),
+        *(seeds, min(window, 2**40), causal, scale),
+    )
+    _check(_call(name, packed), [("offsets", offsets, k.shape[0])])
+
+
 def _call(name: str, packed: bytes) -> int:
     library = load().library
     assert library is not None

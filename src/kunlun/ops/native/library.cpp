@@ -16,7 +16,17 @@ struct Scratch {
   int64_t size = 0;
   ~Scratch() { free(data); }
 };
-thread_local Scratch t_scratch;
+thread_local Scratch t_scratch, t_shared;
+
+float* grow(Scratch& scratch, int64_t n) {
+  if (n > scratch.size) {
+    free(scratch.data);
+    scratch.size = (n + 1023) / 1024 * 1024;
+    scratch.data = static_cast<float*>(aligned_alloc(64, scratch.size * sizeof(float)));
+    if (!scratch.data) scratch.size = 0;
+  }
+  return scratch.data;
+}
 
 struct Order {
   int64_t* data = nullptr;
@@ -49,15 +59,8 @@ int compare(const void* a, const void* b) {
 
 }  // namespace
 
-float* scratch(int64_t n) {
-  if (n > t_scratch.size) {
-    free(t_scratch.data);
-    t_scratch.size = (n + 1023) / 1024 * 1024;
-    t_scratch.data = static_cast<float*>(aligned_alloc(64, t_scratch.size * sizeof(float)));
-    if (!t_scratch.data) t_scratch.size = 0;
-  }
-  return t_scratch.data;
-}
+float* scratch(int64_t n) { return grow(t_scratch, n); }
+float* shared(int64_t n) { return grow(t_shared, n); }
 
 bool offsets_fit(const int64_t* offsets, int64_t samples, int64_t rows) {
   if (offsets[0] != 0 || offsets[samples] != rows) return false;

@@ -35,6 +35,9 @@ enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3
 // nullptr without memory. Kept between calls: fresh pages cost more than the small operators do.
 float* scratch(int64_t n);
 
+// The same for what all threads of a call read; apart from any thread's scratch.
+float* shared(int64_t n);
+
 // Whether `offsets` [samples + 1] are running sums of lengths that end at `rows`.
 bool offsets_fit(const int64_t* offsets, int64_t samples, int64_t rows);
 
