@@ -54,10 +54,11 @@ class Loaded(NamedTuple):
 @lru_cache(maxsize=1)
 def load() -> Loaded:
     """Loads the library once a process."""
-    from kunlun.ops.native.build import LIBRARY  # not above: it is run as a module, too
+    from kunlun.ops.native.build import LIBRARY, stale  # not above: it is run as a module, too
 
-    if not LIBRARY.exists():
-        why = "the native library is not built (python -m kunlun.ops.native.build builds it)"
+    if stale():
+        state = "built from other sources" if LIBRARY.exists() else "not built"
+        why = f"the native library is {state}; python -m kunlun.ops.native.build builds it"
         return Loaded(None, why)
     try:
         handle = ctypes.CDLL(str(LIBRARY))

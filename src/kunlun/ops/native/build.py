@@ -6,6 +6,7 @@ torch nor kunlun is installed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -23,10 +24,9 @@ FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", "-ffp-contract=fast"),
     *("-fno-exceptions", "-fno-rtti"),
 )
-X86 = {
-    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "avx2": ("-march=x86-64-v3",),
-}
+_AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2")
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
+X86 = {"avx512": (*_AVX2, *_AVX512, "-mprefer-vector-width=512"), "avx2": _AVX2}
 
 
 class BuildError(Exception):
@@ -43,13 +43,17 @@ def compiler() -> list[str]:
     raise BuildError("no C++ compiler found (c++, g++ or clang++ in PATH, or $CXX)")
 
 
+def signature() -> bytes:
+    """What a library of these sources holds: their hash, so that no other one is ever called."""
+    digest = hashlib.sha256()
+    for source in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"), Path(__file__)]):
+        digest.update(source.read_bytes())
+    return b"kunlun-sources-" + digest.hexdigest()[:32].encode()
+
+
 def stale(library: Path = LIBRARY) -> bool:
-    """Whether a source is newer than the library, or there is none."""
-    if not library.exists():
-        return True
-    built = library.stat().st_mtime
-    sources = [*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h"), Path(__file__)]
-    return any(source.stat().st_mtime > built for source in sources)
+    """Whether the library is missing or was built from other sources."""
+    return not library.exists() or signature() not in library.read_bytes()
 
 
 def build(library: Path = LIBRARY) -> None:
@@ -64,7 +68,8 @@ def build(library: Path = LIBRARY) -> None:
             [*command, f"-DKUNLUN_ISA={kind}", *flags, "-c", "kernels.cpp", "-o", out / f"{kind}.o"]
             for kind, flags in kinds.items()
         ]
-        jobs.append([*command, "-c", "library.cpp", "-o", out / "library.o"])
+        holds = f'-DKUNLUN_SIGNATURE="{signature().decode()}"'
+        jobs.append([*command, holds, "-c", "library.cpp", "-o", out / "library.o"])
         _run(jobs)
         objects = sorted(out.glob("*.o"))
         _run([[*compiler(), "-shared", *objects, "-o", out / "linked.so"]])
@@ -90,7 +95,7 @@ def _run(commands: list[list[str | Path]]) -> None:
 
 
 def main() -> int:
-    """Builds if anything is newer than the library. Without a compiler says so and goes on."""
+    """Builds where the sources changed. Without a compiler it says so and goes on."""
     if not stale():
         return 0
     try:

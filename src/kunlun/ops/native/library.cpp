@@ -71,13 +71,15 @@ bool offsets_fit(const int64_t* offsets, int64_t samples, int64_t rows) {
 
 bool run_items(int64_t items, int64_t threads, bool (*body)(const void*, int64_t),
                const void* context) {
-  Team team = {{0}, {true}, items, body, context};
   const Parallel parallel = g_parallel;
   if (threads > items) threads = items;
-  if (threads > 1 && parallel)
-    parallel([](void* t) { static_cast<Team*>(t)->work(); }, &team, threads, 0);
-  else
-    team.work();
+  if (threads <= 1 || !parallel) {
+    bool fine = true;
+    for (int64_t i = 0; fine && i < items; i++) fine = body(context, i);
+    return fine;
+  }
+  Team team = {{0}, {true}, items, body, context};
+  parallel([](void* t) { static_cast<Team*>(t)->work(); }, &team, threads, 0);
   return team.fine;
 }
 
@@ -104,6 +106,12 @@ const int64_t* work_order(const int64_t* offsets, int64_t samples, int64_t threa
 }
 
 extern "C" {
+
+// Which sources this was built from; build.py looks for it in the file.
+#ifdef KUNLUN_SIGNATURE
+__attribute__((used)) extern const char kunlun_signature[];
+const char kunlun_signature[] = KUNLUN_SIGNATURE;
+#endif
 
 void kunlun_set_parallel(void* gomp_parallel) {
   g_parallel = reinterpret_cast<Parallel>(gomp_parallel);

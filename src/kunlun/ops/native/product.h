@@ -40,10 +40,12 @@ static inline void tile(Left a, Right b, long depth, float* c, long row, bool ad
       for (int v = 0; v < V; v++) sum[m][v] += left * right[v];
     }
   }
+  // Without it the addresses of all rows are computed early and kept on the stack meanwhile.
+  asm("" : "+r"(c), "+r"(row));
 #pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
+  for (int m = 0; m < M; m++, c += row)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; v++) store(c + m * row + v * kLanes, sum[m][v]);
+    for (int v = 0; v < V; v++) store(c + v * kLanes, sum[m][v]);
 }
 
 template <int V, bool Turned, int M = kTileRows>
@@ -111,16 +113,21 @@ static __attribute__((noinline)) void read_panels(const T* from, long stride, lo
   for (long r = 0; r < rows; r += kLanes, to += width * kLanes)
     for (long d = 0; d < width; d += kLanes) {
       vec block[kLanes];
-      const long channels = least(width - d, kLanes), present = least(rows - r, kLanes);
+      const T* corner = from + r * stride + d;
+      const int channels = (int)least(width - d, kLanes), present = (int)least(rows - r, kLanes);
+      if (channels == kLanes && present == kLanes) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; i++)
-        block[i] = i < present ? factor * load_some(from + (r + i) * stride + d, channels) : vec{};
+        for (int i = 0; i < kLanes; i++) block[i] = factor * load(corner + i * stride);
+      } else {
+        for (int i = 0; i < kLanes; i++)
+          block[i] = i < present ? factor * load_some(corner + i * stride, channels) : vec{};
+      }
       transpose(block);
       if (channels == kLanes) {
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; i++) store(to + (d + i) * kLanes, block[i]);
       } else {
-        for (long i = 0; i < channels; i++) store(to + (d + i) * kLanes, block[i]);
+        for (int i = 0; i < channels; i++) store(to + (d + i) * kLanes, block[i]);
       }
     }
 }

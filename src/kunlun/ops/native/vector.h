@@ -77,9 +77,14 @@ static inline void store_some(T* p, vec x, int n) {
   for (int i = 0; i < n; i++) p[i] = part[i];
 }
 
-// A NaN in x stays; one in the bound does not come.
+// A NaN in x stays. The instructions return their second operand if either is NaN.
+#if defined(__AVX512F__)
+static inline vec at_least(vec x, vec low) { return (vec)_mm512_max_ps((__m512)low, (__m512)x); }
+static inline vec at_most(vec x, vec high) { return (vec)_mm512_min_ps((__m512)high, (__m512)x); }
+#else
 static inline vec at_least(vec x, vec low) { return x < low ? low : x; }
 static inline vec at_most(vec x, vec high) { return x > high ? high : x; }
+#endif
 
 static inline vec reciprocal(vec x) {  // of 1 <= x < 2^126
 #if defined(__AVX512F__)
@@ -129,9 +134,7 @@ static inline vec log2(vec x) {
   return __builtin_convertvector(exponent, vec) + t * p;
 }
 
-static inline vec sigmoid(vec x) {  // |x| < 87
-  return reciprocal(1.0f + exp2(x * -1.44269504f));
-}
+static inline vec sigmoid2(vec x) { return reciprocal(1.0f + exp2(-x)); }  // 1 / (1 + 2^-x)
 
 static inline vec erf(vec x) {  // odd over even polynomial, absolute error 1e-7
   x = at_most(at_least(x, all(-4.0f)), all(4.0f));
@@ -153,8 +156,13 @@ static inline vec erf(vec x) {  // odd over even polynomial, absolute error 1e-7
 // Lane e of the rows i and i + H after exchanging the off-diagonal H x H blocks.
 template <int H, int... E>
 static inline void exchange(vec& a, vec& b) {
+#if defined(__clang__)
   vec top = __builtin_shufflevector(a, b, (E & H ? kLanes + E - H : E)...);
   b = __builtin_shufflevector(a, b, (E & H ? kLanes + E : E + H)...);
+#else  // GCC has the other only from 12 on
+  vec top = __builtin_shuffle(a, b, ivec{(E & H ? kLanes + E - H : E)...});
+  b = __builtin_shuffle(a, b, ivec{(E & H ? kLanes + E : E + H)...});
+#endif
   a = top;
 }
 template <int H, int... E>
