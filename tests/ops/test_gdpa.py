@@ -114,9 +114,7 @@ def test_gdpa_gradcheck() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 7.0], ids=str)
-def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_hold(
-    poison: float, backend: str
-) -> None:
+def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_hold(poison: float, backend: str) -> None:
     lengths = (17, 18, 18, 18, 5, 5)
     inputs, rows, keys = make(lengths, (9,) * 6)
     run = partial(gdpa, q_offsets=rows, kv_offsets=keys, backend=backend)

@@ -49,16 +49,17 @@ def test_gdpa_property(backend: str, batch: Jagged, keys: int, shared: bool) -> 
     }
     inputs = [batch.values, kv, normal(*kv.shape, seed=5).flip(0)]
     assert_matches(
-        partial(gdpa, backend=backend, **kwargs), partial(gdpa_reference, **kwargs), inputs, ("q", "k", "v")
+        partial(gdpa, backend=backend, **kwargs),
+        partial(gdpa_reference, **kwargs),
+        inputs,
+        ("q", "k", "v"),
     )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(batches(DIMS, 2), st.sampled_from([0, 1, 5, 40, 1000]), st.booleans())
-def test_window_attention_property(
-    backend: str, batch: Jagged, window: int, causal: bool
-) -> None:
+def test_window_attention_property(backend: str, batch: Jagged, window: int, causal: bool) -> None:
     x = batch.values
     inputs = [x, normal(*x.shape, seed=4).mT.contiguous().mT, normal(*x.shape, seed=5)]
     kwargs = {"offsets": batch.offsets, "window": window, "causal": causal}

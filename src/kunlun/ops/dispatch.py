@@ -1,7 +1,7 @@
 """Which implementation of an operator runs here, and why.
 
-A function of its arguments and of the native library being there: no environment variable. `kunlun doctor` prints the
-same Choice that the operators act on.
+A function of its arguments and of whether the native library is there: no environment variable.
+`kunlun doctor` prints the same Choice that the operators act on.
 """
 
 from __future__ import annotations

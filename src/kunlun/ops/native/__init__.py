@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,15 +25,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512")
 OPERATORS = ("gdpa", "window_attention", "seed_attention")
 
-# In the order of activations.h.
-_CODES = {
-    name: code
-    for code, names in enumerate(
-        ["raw", "gelu", "gelu_approx fast_gelu", "silu fast_silu", "relu", "relu_square"]
-        + ["leaky_relu", "hardswish"]
-    )
-    for name in names.split()
-}
+# In the order of activations.h; names of the same function share a code.
+_ORDER = ["raw", "gelu", "gelu_approx", "silu", "relu", "relu_square", "leaky_relu", "hardswish"]
+_CODES = {name: code for code, name in enumerate(_ORDER)}
+_CODES |= {"fast_gelu": _CODES["gelu_approx"], "fast_silu": _CODES["silu"]}
 _FUNCTIONS = [f"{op}_{way}" for op in ("gdpa", "window", "seed") for way in ("forward", "backward")]
 
 
@@ -127,20 +122,21 @@ _GDPA = struct.Struct("=21q3q8q2d")
 
 def _gdpa(
     way: str,
-    tensors: list[Tensor | None],
+    tensors: Sequence[Tensor | None],
     q_offsets: Tensor,
     kv_offsets: Tensor,
     activation: str,
     scale: float,
     out_scale: float,
 ) -> None:
-    tensors = [_rows(x) for x in tensors]
-    q, k = tensors[0], tensors[1]
-    assert q is not None and k is not None
+    rows = [None if x is None else _rows(x) for x in tensors]
+    q, k = rows[:2]
+    assert q is not None
+    assert k is not None
     starts, kv_starts = _int64(q_offsets), _int64(kv_offsets)
     codes = _codes(activation)
     packed = _GDPA.pack(
-        *_addresses(tensors),
+        *_addresses(rows),
         *(starts.data_ptr(), kv_starts.data_ptr(), codes.data_ptr(), len(starts) - 1),
         *(q.shape[0], k.shape[0], q.shape[1], k.shape[1], q.shape[2]),
         *(q.dtype == torch.bfloat16, torch.get_num_threads()),
@@ -215,7 +211,7 @@ _SOFTMAX = struct.Struct("=24q2q10qd")
 
 def _softmax(
     name: str,
-    tensors: list[Tensor | None],
+    tensors: Sequence[Tensor | None],
     lse: Tensor,
     offsets: Tensor,
     seeds: int,
@@ -223,12 +219,13 @@ def _softmax(
     causal: bool,
     scale: float,
 ) -> None:
-    tensors = [_rows(x) for x in tensors]
-    q, k = tensors[0], tensors[1]
-    assert q is not None and k is not None
+    rows = [None if x is None else _rows(x) for x in tensors]
+    q, k = rows[:2]
+    assert q is not None
+    assert k is not None
     starts, lse = _int64(offsets), lse.contiguous()
     packed = _SOFTMAX.pack(
-        *_addresses(tensors),
+        *_addresses(rows),
         *(lse.data_ptr(), starts.data_ptr(), len(starts) - 1),
         *(k.shape[0], q.shape[1], k.shape[1], q.shape[2]),
         *(q.dtype == torch.bfloat16, torch.get_num_threads()),
@@ -251,9 +248,9 @@ def _check(status: int, offsets: list[tuple[str, Tensor, int]]) -> None:
     raise BackendError("native: out of memory for a sample; use 'portable'")
 
 
-def _rows(x: Tensor | None) -> Tensor | None:
+def _rows(x: Tensor) -> Tensor:
     """[rows, heads, width] with channels side by side."""
-    return x if x is None or x.stride(2) == 1 else x.contiguous()
+    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _addresses(tensors: list[Tensor | None]) -> list[int]:

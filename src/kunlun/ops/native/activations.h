@@ -1,6 +1,6 @@
 // The activations of kunlun.ops.activations: value(x), and both(x, slope) with the derivative.
 //
-// Order as in _CODES of kunlun.ops.native. All are 0 at 0, so padded lanes stay silent.
+// Order as in _ORDER of kunlun.ops.native. All are 0 at 0, so padded lanes stay silent.
 #pragma once
 #include "vector.h"
 

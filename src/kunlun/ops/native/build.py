@@ -64,7 +64,7 @@ def build(library: Path = LIBRARY) -> None:
         kinds |= X86
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         out = Path(folder)
-        jobs = [
+        jobs: list[list[str | Path]] = [
             [*command, f"-DKUNLUN_ISA={kind}", *flags, "-c", "kernels.cpp", "-o", out / f"{kind}.o"]
             for kind, flags in kinds.items()
         ]
@@ -77,21 +77,18 @@ def build(library: Path = LIBRARY) -> None:
 
 
 def _run(commands: list[list[str | Path]]) -> None:
-    running = []
+    running: list[subprocess.Popen[str]] = []
     try:
         for command in commands:
             words = [str(word) for word in command]
-            running.append(
-                subprocess.Popen(words, cwd=SOURCES, stderr=subprocess.PIPE, text=True)
-            )
+            running.append(subprocess.Popen(words, cwd=SOURCES, stderr=subprocess.PIPE, text=True))
     except OSError as error:
         raise BuildError(f"{commands[0][0]} does not start: {error}") from error
     finally:
         said = [process.communicate()[1] for process in running]
-    for process, text in zip(running, said, strict=True):
+    for command, process, text in zip(commands, running, said, strict=True):
         if process.returncode:
-            words = shlex.join(map(str, process.args))  # type: ignore[arg-type]
-            raise BuildError(f"{words} failed:\n{text.strip()}")
+            raise BuildError(f"{shlex.join(map(str, command))} failed:\n{text.strip()}")
 
 
 def main() -> int:
