@@ -37,7 +37,10 @@ struct Gdpa {
     float *v = kt + keys * width, *s = v + it.keys * size, *q = s + kBlock * kKeys;
     float* o = q + kBlock * size;
     read_panels(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, a.scale, kt);
-    read_rows(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, a.out_scale, v);
+    const T* from_v = at(a.v, it.k_start, it.group);
+    Left values = {v, size};
+    if (a.out_scale == 1.0) values = read_rows(from_v, a.v.row, it.keys, width, v);
+    else read_rows(from_v, a.v.row, it.keys, width, a.out_scale, v);
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
       for (long r = 0; r < it.rows; r += kBlock) {
         const long rows = least(kBlock, it.rows - r);
@@ -57,7 +60,7 @@ struct Gdpa {
           multiply<false>(rows, columns / kLanes, width, left, panels_of(kt + j * width, width), s,
                           columns, false);
           kActivate[a.activations[h]](s, rows * columns);
-          multiply<false>(rows, size / kLanes, n, {s, columns}, rows_of(v + j * size, size), result,
+          multiply<false>(rows, size / kLanes, n, {s, columns}, {values.p + j * values.row, values.row, kLanes}, result,
                           result_row, j > 0);
         }
         if (!direct) write_rows(o, rows, width, 1.0f, to, a.out.row);
@@ -75,7 +78,7 @@ struct Gdpa {
     float *dq = grad + kBlock * size, *s = dq + kBlock * size, *ds = s + kBlock * kKeys;
     read_panels(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, a.scale, kt);
     read_panels(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, a.out_scale, vt);
-    read_rows(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, a.scale, k);
+    const Left key = read_rows(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, k);
     bool add = false;  // the first block of rows writes dk and dv
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
       for (long r = 0; r < it.rows; r += kBlock) {
@@ -85,24 +88,24 @@ struct Gdpa {
           write_zeros(to, a.dq.row, rows, width);
           continue;
         }
-        read_rows(at(a.q, it.q_start + r, h), a.q.row, rows, width, 1.0f, q);
-        read_rows(at(a.out, it.q_start + r, h), a.out.row, rows, width, 1.0f, grad);
+        const Left query = read_rows(at(a.q, it.q_start + r, h), a.q.row, rows, width, q);
+        const Left outer = read_rows(at(a.out, it.q_start + r, h), a.out.row, rows, width, grad);
         for (long j = 0; j < it.keys; j += kKeys) {
           const long n = least(kKeys, it.keys - j), columns = padded(n), vectors = columns / kLanes;
-          multiply<false>(rows, vectors, width, {q, size}, panels_of(kt + j * width, width), s,
+          multiply<false>(rows, vectors, width, query, panels_of(kt + j * width, width), s,
                           columns, false);
-          multiply<false>(rows, vectors, width, {grad, size}, panels_of(vt + j * width, width), ds,
+          multiply<false>(rows, vectors, width, outer, panels_of(vt + j * width, width), ds,
                           columns, false);
           kActivateBoth[a.activations[h]](s, ds, rows * columns);
-          multiply<false>(rows, size / kLanes, n, {ds, columns}, rows_of(k + j * size, size), dq,
+          multiply<false>(rows, size / kLanes, n, {ds, columns}, {key.p + j * key.row, key.row, kLanes}, dq,
                           size, j > 0);
-          multiply<true>(n, size / kLanes, rows, {ds, columns}, rows_of(q, size), dk + j * size,
+          multiply<true>(n, size / kLanes, rows, {ds, columns}, rows_of(query), dk + j * size,
                          size, add);
-          multiply<true>(n, size / kLanes, rows, {s, columns}, rows_of(grad, size), dv + j * size,
+          multiply<true>(n, size / kLanes, rows, {s, columns}, rows_of(outer), dv + j * size,
                          size, add);
         }
         add = true;
-        write_rows(dq, rows, width, 1.0f, to, a.dq.row);
+        write_rows(dq, rows, width, a.scale, to, a.dq.row);
       }
     T *to_k = at(a.dk, it.k_start, it.group), *to_v = at(a.dv, it.k_start, it.group);
     if (add) {

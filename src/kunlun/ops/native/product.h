@@ -20,6 +20,7 @@ struct Right {  // the right factor: vector v of row k at p[k * row + v * panel]
   long row, panel;
 };
 static inline Right rows_of(const float* p, long row) { return {p, row, kLanes}; }
+static inline Right rows_of(Left rows) { return {rows.p, rows.row, kLanes}; }
 static inline Right panels_of(const float* p, long depth) { return {p, kLanes, depth * kLanes}; }
 
 template <int M, int V, bool Turned>
@@ -88,6 +89,17 @@ static inline void read_rows(const T* from, long stride, long rows, long width, 
   for (long r = 0; r < rows; r++)
     for (long d = 0; d < width; d += kLanes)
       store(to + r * size + d, factor * load_some(from + r * stride + d, least(width - d, kLanes)));
+}
+
+// The rows where they are, if products can take them there, or else in `buffer`. Rows further
+// apart than this would compete for the same few places of the first cache.
+constexpr long kNear = 128;
+template <class T>
+static inline Left read_rows(const T* from, long stride, long rows, long width, float* buffer) {
+  if constexpr (sizeof(T) == 4)
+    if (width % kLanes == 0 && stride <= kNear) return {from, stride};
+  read_rows(from, stride, rows, width, 1.0f, buffer);
+  return {buffer, padded(width)};
 }
 
 // And back.

@@ -14,13 +14,14 @@ struct SeedAttention {
   const SoftmaxArgs& a;
   const int64_t* order;
   float* seeds;   // a head: panels, then (backward) rows
-  float* partial; // backward: [kSlices, heads, seeds, padded(width)]
+  float* partial; // backward: [slices, heads, seeds, padded(width)]
 
   static T* at(const Tensor3& t, long row, long head) {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
   }
   long lanes() const { return padded(a.seeds); }
   long panels() const { return lanes() * a.width; }
+  long slices() const { return least(kSlices, most(1, a.samples)); }
   long rows() const { return a.seeds * padded(a.width); }
 
   void pack_seeds() const {
@@ -53,10 +54,10 @@ struct SeedAttention {
     };
     for (long j = 0; j < keys; j += kChunk) {
       const long n = least(kChunk, keys - j);
-      read_rows(at(a.k, start + j, head), a.k.row, n, a.width, 1.0f, k);
-      read_rows(at(a.v, start + j, head), a.v.row, n, a.width, 1.0f, v);
+      const Left key = read_rows(at(a.k, start + j, head), a.k.row, n, a.width, k);
+      const Left value = read_rows(at(a.v, start + j, head), a.v.row, n, a.width, v);
       for (long i = 0; i < a.seeds; i += kSeeds)
-        read_chunk(tile(i), k, v, n, s, j == 0, kNoBand, 0, 0);
+        read_chunk(tile(i), key, value, n, s, j == 0, kNoBand, 0, 0);
     }
     for (long i = 0; i < a.seeds; i += kSeeds)
       finish(tile(i), out + i * a.out.row, a.out.row, lse + i * a.heads, a.heads);
@@ -66,7 +67,7 @@ struct SeedAttention {
   bool backward(int64_t index) const {
     const long slice = index / a.heads, head = index % a.heads, size = padded(a.width);
     float* dq = partial + (slice * a.heads + head) * rows();
-    const long first = a.samples * slice / kSlices, last = a.samples * (slice + 1) / kSlices;
+    const long first = a.samples * slice / slices(), last = a.samples * (slice + 1) / slices();
     float* k = scratch(4 * kChunk * size + 2 * kChunk * kSeeds + 2 * lanes() + panels() + rows());
     if (!k) return false;
     float *v = k + kChunk * size, *dk = v + kChunk * size, *dv = dk + kChunk * size;
@@ -78,19 +79,27 @@ struct SeedAttention {
       const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
       if (keys == 0) continue;
       const long row = sample * a.seeds;
+      const Left outer =
       read_grads(at(a.grad, row, head), a.grad.row, at(a.out, row, head), a.out.row,
                  a.lse + row * a.heads + head, a.heads, a.seeds, lanes(), a.width, grad, gradt, lse,
                  delta);
       for (long j = 0; j < keys; j += kChunk) {
         const long n = least(kChunk, keys - j);
-        read_rows(at(a.k, start + j, head), a.k.row, n, a.width, 1.0f, k);
-        read_rows(at(a.v, start + j, head), a.v.row, n, a.width, 1.0f, v);
+        const Left key = read_rows(at(a.k, start + j, head), a.k.row, n, a.width, k);
+        const Left value = read_rows(at(a.v, start + j, head), a.v.row, n, a.width, v);
         for (long i = 0; i < a.seeds; i += kSeeds) {
           const long m = least(kSeeds, a.seeds - i);
-          const GradTile tile = {m,         padded(m), a.width,   q + i * size,
-                                 qt + i * a.width,     grad + i * size,
-                                 gradt + i * a.width,  lse + i,   delta + i, dq + i * size};
-          differentiate_chunk(tile, k, v, n, s, ds, dk, dv, false, i > 0, kNoBand, 0, 0);
+          const GradTile tile = {m,
+                                 padded(m),
+                                 a.width,
+                                 {q + i * size, size},
+                                 {outer.p + i * outer.row, outer.row},
+                                 qt + i * a.width,
+                                 gradt + i * a.width,
+                                 lse + i,
+                                 delta + i,
+                                 dq + i * size};
+          differentiate_chunk(tile, key, value, n, s, ds, dk, dv, false, i > 0, kNoBand, 0, 0);
         }
         write_rows(dk, n, a.width, (float)a.scale, at(a.dk, start + j, head), a.dk.row);
         write_rows(dv, n, a.width, 1.0f, at(a.dv, start + j, head), a.dv.row);
@@ -103,7 +112,7 @@ struct SeedAttention {
   void add_up() const {
     for (long h = 0; h < a.heads; h++) {
       float* sum = partial + h * rows();
-      for (long slice = 1; slice < kSlices; slice++)
+      for (long slice = 1; slice < slices(); slice++)
         for (long i = 0; i < rows(); i += kLanes)
           store(sum + i, load(sum + i) + load(partial + (slice * a.heads + h) * rows() + i));
       write_rows(sum, a.seeds, a.width, (float)a.scale, at(a.dq, 0, h), a.dq.row);
@@ -113,13 +122,13 @@ struct SeedAttention {
   static Status run(const SoftmaxArgs* a, bool backward) {
     SeedAttention c = {*a, work_order(a->offsets, a->samples, a->threads), nullptr, nullptr};
     const long packed = a->heads * (c.panels() + c.rows());
-    c.seeds = shared(packed + (backward ? kSlices * a->heads * c.rows() : 0));
+    c.seeds = shared(packed + (backward ? c.slices() * a->heads * c.rows() : 0));
     if (!c.order || !c.seeds) return kNoMemory;
     c.partial = c.seeds + packed;
     c.pack_seeds();
     auto body = backward ? [](const void* s, int64_t i) { return static_cast<const SeedAttention*>(s)->backward(i); }
                          : [](const void* s, int64_t i) { return static_cast<const SeedAttention*>(s)->forward(i); };
-    if (!run_items((backward ? kSlices : a->samples) * a->heads, a->threads, body, &c))
+    if (!run_items((backward ? c.slices() : a->samples) * a->heads, a->threads, body, &c))
       return kNoMemory;
     if (backward) c.add_up();
     return kDone;

@@ -40,12 +40,11 @@ struct QueryTile {    // `rows` queries in `lanes` lanes; buffers of padded rows
   float* result;      // [lanes, padded(width)], not yet divided
 };
 
-// One chunk of keys: k, v [keys, padded(width)], s room for keys * lanes scores.
-static inline void read_chunk(const QueryTile& t, const float* k, const float* v, long keys, float* s,
-                              bool first, Band band, long key, long query) {
+// One chunk of keys; s is room for keys * lanes scores.
+static inline void read_chunk(const QueryTile& t, Left k, Left v, long keys, float* s, bool first,
+                              Band band, long key, long query) {
   const long size = padded(t.width);
-  multiply<false>(keys, t.lanes / kLanes, t.width, {k, size}, panels_of(t.qt, t.width), s, t.lanes,
-                  false);
+  multiply<false>(keys, t.lanes / kLanes, t.width, k, panels_of(t.qt, t.width), s, t.lanes, false);
   outside(band, keys, key, t.lanes, query, [&](long j, long lane, ivec banned) {
     float* p = s + j * t.lanes + lane;
     store(p, banned ? all(kBanned) : load(p));
@@ -89,7 +88,7 @@ static inline void read_chunk(const QueryTile& t, const float* k, const float* v
     store(t.top + lane, top);
     store(t.total + lane, total);
   }
-  multiply<true>(t.rows, size / kLanes, keys, {s, t.lanes}, rows_of(v, size), t.result, size, !first);
+  multiply<true>(t.rows, size / kLanes, keys, {s, t.lanes}, rows_of(v), t.result, size, !first);
 }
 
 // Divides and writes the result rows and their log2-sum-exp2, `lse_row` elements apart.
@@ -109,39 +108,39 @@ static inline void finish(const QueryTile& t, T* out, long out_row, float* lse, 
 
 struct GradTile {       // a QueryTile's backward; everything but dq is read
   long rows, lanes, width;
-  const float *q, *qt;  // [rows, padded(width)] unscaled; panels of scale * log2(e) * q
-  const float *grad, *gradt;
+  Left q, grad;         // as they are
+  const float *qt, *gradt;  // panels of scale * log2(e) * q, and of grad
   const float *lse, *delta;  // [lanes]
   float* dq;            // [rows, padded(width)], without the scale
 };
 
-// The rows of a tile, their panels, and delta = sum(grad * out).
+// The gradient of a tile's results, its panels, and delta = sum(grad * out).
 template <class T>
-static inline void read_grads(const T* grad, long grad_row, const T* out, long out_row,
+static inline Left read_grads(const T* grad, long grad_row, const T* out, long out_row,
                               const float* lse, long lse_row, long rows, long lanes, long width,
                               float* to, float* panels, float* to_lse, float* delta) {
-  const long size = padded(width);
-  read_rows(grad, grad_row, rows, width, 1.0f, to);
-  read_panels(to, size, rows, width, 1.0f, panels);
+  const Left read = read_rows(grad, grad_row, rows, width, to);
+  read_panels(read.p, read.row, rows, width, 1.0f, panels);
   for (long i = 0; i < lanes; i++) {
     to_lse[i] = i < rows ? lse[i * lse_row] : 0.0f;
     delta[i] = 0.0f;
     if (i >= rows) continue;
     vec sum = {};
     for (long d = 0; d < width; d += kLanes)
-      sum += load(to + i * size + d) * load_some(out + i * out_row + d, (int)least(width - d, kLanes));
+      sum += load_some(read.p + i * read.row + d, (int)least(width - d, kLanes)) * load_some(out + i * out_row + d, (int)least(width - d, kLanes));
     for (int e = 0; e < kLanes; e++) delta[i] += sum[e];
   }
+  return read;
 }
 
 // One chunk of keys: dk (without the scale) and dv are written, or added to if `add`; dq is
 // written by the first chunk of its tile. s and ds: room for keys * lanes numbers each.
-static inline void differentiate_chunk(const GradTile& t, const float* k, const float* v, long keys,
+static inline void differentiate_chunk(const GradTile& t, Left k, Left v, long keys,
                                        float* s, float* ds, float* dk, float* dv, bool first,
                                        bool add, Band band, long key, long query) {
   const long size = padded(t.width), vectors = t.lanes / kLanes;
-  multiply<false>(keys, vectors, t.width, {k, size}, panels_of(t.qt, t.width), s, t.lanes, false);
-  multiply<false>(keys, vectors, t.width, {v, size}, panels_of(t.gradt, t.width), ds, t.lanes, false);
+  multiply<false>(keys, vectors, t.width, k, panels_of(t.qt, t.width), s, t.lanes, false);
+  multiply<false>(keys, vectors, t.width, v, panels_of(t.gradt, t.width), ds, t.lanes, false);
   outside(band, keys, key, t.lanes, query, [&](long j, long lane, ivec banned) {
     float* p = s + j * t.lanes + lane;
     store(p, banned ? all(kBanned) : load(p));
@@ -154,9 +153,9 @@ static inline void differentiate_chunk(const GradTile& t, const float* k, const 
       store(ds + i, weight * (load(ds + i) - delta));
     }
   }
-  multiply<true>(t.rows, size / kLanes, keys, {ds, t.lanes}, rows_of(k, size), t.dq, size, !first);
-  multiply<false>(keys, size / kLanes, t.rows, {ds, t.lanes}, rows_of(t.q, size), dk, size, add);
-  multiply<false>(keys, size / kLanes, t.rows, {s, t.lanes}, rows_of(t.grad, size), dv, size, add);
+  multiply<true>(t.rows, size / kLanes, keys, {ds, t.lanes}, rows_of(k), t.dq, size, !first);
+  multiply<false>(keys, size / kLanes, t.rows, {ds, t.lanes}, rows_of(t.q), dk, size, add);
+  multiply<false>(keys, size / kLanes, t.rows, {s, t.lanes}, rows_of(t.grad), dv, size, add);
 }
 
 }  // namespace KUNLUN_ISA

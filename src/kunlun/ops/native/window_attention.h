@@ -44,14 +44,15 @@ struct WindowAttention {
     if (!k) return false;
     float *v = k + it.rows * size, *s = v + it.rows * size, *qt = s + kChunk * kQueries;
     float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
-    read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, 1.0f, k);
-    read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, 1.0f, v);
+    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
+    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
       tiles(it.rows, [&](long i, long n, long from, long to) {
         read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
         const QueryTile tile = {n, padded(n), width, qt, top, total, result};
         for (long j = from; j < to; j += kChunk)
-          read_chunk(tile, k + j * size, v + j * size, least(kChunk, to - j), s, j == from, band(), j, i);
+          read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
+                     least(kChunk, to - j), s, j == from, band(), j, i);
         finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
                a.heads);
       });
@@ -70,24 +71,26 @@ struct WindowAttention {
     float *s = dv + it.rows * size, *ds = s + kChunk * kQueries, *qt = ds + kChunk * kQueries;
     float *gradt = qt + kQueries * width, *lse = gradt + kQueries * width, *delta = lse + kQueries;
     float *q = delta + kQueries, *grad = q + kQueries * size, *dq = grad + kQueries * size;
-    read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, 1.0f, k);
-    read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, 1.0f, v);
+    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
+    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
     for (long h = it.group * share; h < (it.group + 1) * share; h++) {
       long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
       tiles(it.rows, [&](long i, long n, long from, long to) {
         const long row = it.start + i;
-        read_rows(at(a.q, row, h), a.q.row, n, width, 1.0f, q);
-        read_panels(q, size, n, width, scale, qt);
-        read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h), a.out.row,
+        const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
+        read_panels(query.p, query.row, n, width, scale, qt);
+        const Left outer =
+            read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h), a.out.row,
                    a.lse + row * a.heads + h, a.heads, n, padded(n), width, grad, gradt, lse, delta);
-        const GradTile tile = {n, padded(n), width, q, qt, grad, gradt, lse, delta, dq};
+        const GradTile tile = {n, padded(n), width, query, outer, qt, gradt, lse, delta, dq};
         for (; written < to; written++)
           for (long d = 0; d < size; d += kLanes) {
             store(dk + written * size + d, vec{});
             store(dv + written * size + d, vec{});
           }
         for (long j = from; j < to; j += kChunk)
-          differentiate_chunk(tile, k + j * size, v + j * size, least(kChunk, to - j), s, ds,
+          differentiate_chunk(tile, {key.p + j * key.row, key.row},
+                              {value.p + j * value.row, value.row}, least(kChunk, to - j), s, ds,
                               dk + j * size, dv + j * size, j == from, true, band(), j, i);
         write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
       });
