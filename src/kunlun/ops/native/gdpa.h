@@ -60,8 +60,8 @@ struct Gdpa {
           multiply<false>(rows, columns / kLanes, width, left, panels_of(kt + j * width, width), s,
                           columns, false);
           kActivate[a.activations[h]](s, rows * columns);
-          multiply<false>(rows, size / kLanes, n, {s, columns}, {values.p + j * values.row, values.row, kLanes}, result,
-                          result_row, j > 0);
+          const Right value = rows_of({values.p + j * values.row, values.row});
+          multiply<false>(rows, size / kLanes, n, {s, columns}, value, result, result_row, j > 0);
         }
         if (!direct) write_rows(o, rows, width, 1.0f, to, a.out.row);
       }
@@ -97,8 +97,8 @@ struct Gdpa {
           multiply<false>(rows, vectors, width, outer, panels_of(vt + j * width, width), ds,
                           columns, false);
           kActivateBoth[a.activations[h]](s, ds, rows * columns);
-          multiply<false>(rows, size / kLanes, n, {ds, columns}, {key.p + j * key.row, key.row, kLanes}, dq,
-                          size, j > 0);
+          const Right some = rows_of({key.p + j * key.row, key.row});
+          multiply<false>(rows, size / kLanes, n, {ds, columns}, some, dq, size, j > 0);
           multiply<true>(n, size / kLanes, rows, {ds, columns}, rows_of(query), dk + j * size,
                          size, add);
           multiply<true>(n, size / kLanes, rows, {s, columns}, rows_of(outer), dv + j * size,
@@ -123,8 +123,8 @@ struct Gdpa {
   static Status run(const GdpaArgs* a, bool backward) {
     const Gdpa context = {*a, work_order(a->q_offsets, a->samples, a->threads)};
     if (!context.order) return kNoMemory;
-    auto body = backward ? [](const void* c, int64_t i) { return static_cast<const Gdpa*>(c)->backward(i); }
-                         : [](const void* c, int64_t i) { return static_cast<const Gdpa*>(c)->forward(i); };
+    const auto body =
+        backward ? call<Gdpa, &Gdpa::backward> : call<Gdpa, &Gdpa::forward>;
     return run_items(a->samples * a->kv_heads, a->threads, body, &context) ? kDone : kNoMemory;
   }
 };

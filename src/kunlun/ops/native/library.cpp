@@ -143,7 +143,9 @@ static const Kernels& kernels(int isa) {
 int kunlun_gdpa_forward(int isa, const GdpaArgs* a) { return kernels(isa).gdpa_forward(a); }
 int kunlun_gdpa_backward(int isa, const GdpaArgs* a) { return kernels(isa).gdpa_backward(a); }
 int kunlun_window_forward(int isa, const SoftmaxArgs* a) { return kernels(isa).window_forward(a); }
-int kunlun_window_backward(int isa, const SoftmaxArgs* a) { return kernels(isa).window_backward(a); }
+int kunlun_window_backward(int isa, const SoftmaxArgs* a) {
+  return kernels(isa).window_backward(a);
+}
 int kunlun_seed_forward(int isa, const SoftmaxArgs* a) { return kernels(isa).seed_forward(a); }
 int kunlun_seed_backward(int isa, const SoftmaxArgs* a) { return kernels(isa).seed_backward(a); }
 }

@@ -46,6 +46,12 @@ bool offsets_fit(const int64_t* offsets, int64_t samples, int64_t rows);
 bool run_items(int64_t items, int64_t threads, bool (*body)(const void*, int64_t),
                const void* context);
 
+// A method of an operator as such a body.
+template <class C, bool (C::*method)(int64_t) const>
+bool call(const void* context, int64_t item) {
+  return (static_cast<const C*>(context)->*method)(item);
+}
+
 // The samples, longest first where several threads share them. Valid until this thread's next call.
 const int64_t* work_order(const int64_t* offsets, int64_t samples, int64_t threads);
 

@@ -75,10 +75,9 @@ template <bool Turned>
 static inline void multiply(long rows, long vectors, long depth, Left a, Right b, float* c,
                             long row, bool add) {
   long v = 0;
-  for (; v + 2 <= vectors; v += 2)
-    column<2, Turned>(rows, a, {b.p + v * b.panel, b.row, b.panel}, depth, c + v * kLanes, row, add);
-  if (v < vectors)
-    column<1, Turned>(rows, a, {b.p + v * b.panel, b.row, b.panel}, depth, c + v * kLanes, row, add);
+  for (; v + 2 <= vectors; v += 2, b.p += 2 * b.panel, c += 2 * kLanes)
+    column<2, Turned>(rows, a, b, depth, c, row, add);
+  if (v < vectors) column<1, Turned>(rows, a, b, depth, c, row, add);
 }
 
 // Rows of a tensor, `stride` elements apart, into a buffer of padded rows.

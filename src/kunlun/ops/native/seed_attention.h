@@ -50,7 +50,8 @@ struct SeedAttention {
     const float* qt = seeds + head * (panels() + rows());
     const auto tile = [&](long i) {
       const long n = least(kSeeds, a.seeds - i);
-      return QueryTile{n, padded(n), a.width, qt + i * a.width, top + i, total + i, result + i * size};
+      return QueryTile{n,       padded(n), a.width,          qt + i * a.width,
+                       top + i, total + i, result + i * size};
     };
     for (long j = 0; j < keys; j += kChunk) {
       const long n = least(kChunk, keys - j);
@@ -79,10 +80,9 @@ struct SeedAttention {
       const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
       if (keys == 0) continue;
       const long row = sample * a.seeds;
-      const Left outer =
-      read_grads(at(a.grad, row, head), a.grad.row, at(a.out, row, head), a.out.row,
-                 a.lse + row * a.heads + head, a.heads, a.seeds, lanes(), a.width, grad, gradt, lse,
-                 delta);
+      const Left outer = read_grads(at(a.grad, row, head), a.grad.row, at(a.out, row, head),
+                                    a.out.row, a.lse + row * a.heads + head, a.heads, a.seeds,
+                                    lanes(), a.width, grad, gradt, lse, delta);
       for (long j = 0; j < keys; j += kChunk) {
         const long n = least(kChunk, keys - j);
         const Left key = read_rows(at(a.k, start + j, head), a.k.row, n, a.width, k);
@@ -126,8 +126,8 @@ struct SeedAttention {
     if (!c.order || !c.seeds) return kNoMemory;
     c.partial = c.seeds + packed;
     c.pack_seeds();
-    auto body = backward ? [](const void* s, int64_t i) { return static_cast<const SeedAttention*>(s)->backward(i); }
-                         : [](const void* s, int64_t i) { return static_cast<const SeedAttention*>(s)->forward(i); };
+    const auto body = backward ? call<SeedAttention, &SeedAttention::backward>
+                               : call<SeedAttention, &SeedAttention::forward>;
     if (!run_items((backward ? c.slices() : a->samples) * a->heads, a->threads, body, &c))
       return kNoMemory;
     if (backward) c.add_up();
@@ -137,7 +137,8 @@ struct SeedAttention {
 
 static Status seed(const SoftmaxArgs* a, bool backward) {
   if (!offsets_fit(a->offsets, a->samples, a->rows)) return kBadOffsets;
-  return a->bf16 ? SeedAttention<bfloat16>::run(a, backward) : SeedAttention<float>::run(a, backward);
+  return a->bf16 ? SeedAttention<bfloat16>::run(a, backward)
+                 : SeedAttention<float>::run(a, backward);
 }
 static Status seed_forward(const SoftmaxArgs* a) { return seed(a, false); }
 static Status seed_backward(const SoftmaxArgs* a) { return seed(a, true); }

@@ -27,7 +27,8 @@ static inline void outside(Band band, long keys, long key, long lanes, long quer
     for (long j = 0; j < keys; j++) {
       const long distance = key + j - query - v;  // of lane 0; lane e is e less
       if (distance - (kLanes - 1) >= band.low && distance <= band.high) continue;
-      const int low = (int)most(distance - band.high, -1), high = (int)least(distance - band.low, kLanes);
+      const int low = (int)most(distance - band.high, -1);
+      const int high = (int)least(distance - band.low, kLanes);
       f(j, v, (ivec)((lane < low) | (lane > high)));
     }
   }
@@ -62,7 +63,8 @@ static inline void read_chunk(const QueryTile& t, Left k, Left v, long keys, flo
     top = at_least(top, other);
     vec total = {}, rest = {};
     for (j = 0; j + 2 <= keys; j += 2) {
-      vec a = exp2(load(column + j * t.lanes) - top), b = exp2(load(column + (j + 1) * t.lanes) - top);
+      vec a = exp2(load(column + j * t.lanes) - top);
+      vec b = exp2(load(column + (j + 1) * t.lanes) - top);
       store(column + j * t.lanes, a);
       store(column + (j + 1) * t.lanes, b);
       total += a;
@@ -127,7 +129,8 @@ static inline Left read_grads(const T* grad, long grad_row, const T* out, long o
     if (i >= rows) continue;
     vec sum = {};
     for (long d = 0; d < width; d += kLanes)
-      sum += load_some(read.p + i * read.row + d, (int)least(width - d, kLanes)) * load_some(out + i * out_row + d, (int)least(width - d, kLanes));
+      sum += load_some(read.p + i * read.row + d, (int)least(width - d, kLanes)) *
+             load_some(out + i * out_row + d, (int)least(width - d, kLanes));
     for (int e = 0; e < kLanes; e++) delta[i] += sum[e];
   }
   return read;

@@ -1,4 +1,4 @@
-// Vectors of the instruction set this file is compiled for, and the functions torch's formulas need.
+// Vectors of the instruction set this is compiled for, and the functions the operators need.
 //
 // Everything is static inside the namespace of that instruction set: two of them share a library,
 // and an inline function the linker merged would run instructions the machine may not have.
@@ -95,7 +95,7 @@ static inline vec reciprocal(vec x) {  // of 1 <= x < 2^126
 #endif
 }
 
-// 2^x, relative error 1e-7. Below -126 it is 0 (AVX-512: as small as floats go), above 127 undefined.
+// 2^x, relative error 1e-7. Below -126 it is 0 (AVX-512: as small as floats go); x < 127.
 static inline vec exp2(vec x) {
   const vec magic = all(0x1.8p23f);  // adding it rounds to an integer, in the low bits
 #if defined(__AVX512F__)

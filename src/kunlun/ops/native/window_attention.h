@@ -79,9 +79,9 @@ struct WindowAttention {
         const long row = it.start + i;
         const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
         read_panels(query.p, query.row, n, width, scale, qt);
-        const Left outer =
-            read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h), a.out.row,
-                   a.lse + row * a.heads + h, a.heads, n, padded(n), width, grad, gradt, lse, delta);
+        const Left outer = read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h),
+                                      a.out.row, a.lse + row * a.heads + h, a.heads, n, padded(n),
+                                      width, grad, gradt, lse, delta);
         const GradTile tile = {n, padded(n), width, query, outer, qt, gradt, lse, delta, dq};
         for (; written < to; written++)
           for (long d = 0; d < size; d += kLanes) {
@@ -103,15 +103,16 @@ struct WindowAttention {
   static Status run(const SoftmaxArgs* a, bool backward) {
     const WindowAttention c = {*a, work_order(a->offsets, a->samples, a->threads)};
     if (!c.order) return kNoMemory;
-    auto body = backward ? [](const void* w, int64_t i) { return static_cast<const WindowAttention*>(w)->backward(i); }
-                         : [](const void* w, int64_t i) { return static_cast<const WindowAttention*>(w)->forward(i); };
+    const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
+                               : call<WindowAttention, &WindowAttention::forward>;
     return run_items(a->samples * a->kv_heads, a->threads, body, &c) ? kDone : kNoMemory;
   }
 };
 
 static Status window(const SoftmaxArgs* a, bool backward) {
   if (!offsets_fit(a->offsets, a->samples, a->rows)) return kBadOffsets;
-  return a->bf16 ? WindowAttention<bfloat16>::run(a, backward) : WindowAttention<float>::run(a, backward);
+  return a->bf16 ? WindowAttention<bfloat16>::run(a, backward)
+                 : WindowAttention<float>::run(a, backward);
 }
 static Status window_forward(const SoftmaxArgs* a) { return window(a, false); }
 static Status window_backward(const SoftmaxArgs* a) { return window(a, true); }
