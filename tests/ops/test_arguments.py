@@ -19,6 +19,7 @@ from kunlun.ops import (
     sum_kron,
     window_attention,
 )
+from tests.ops.helpers import needs_native
 
 X = torch.zeros(4, 2, 6)
 O = torch.tensor([0, 1, 4])  # noqa: E741
@@ -82,6 +83,7 @@ def test_shape_error_names_the_argument(
         call()
 
 
+@needs_native
 @pytest.mark.parametrize("call", [g, w, s], ids=["gdpa", "window_attention", "seed_attention"])
 def test_forced_backend_that_cannot_run_says_why(call: Callable[..., Tensor]) -> None:
     call(backend="portable")
@@ -95,6 +97,7 @@ def test_forced_backend_that_cannot_run_says_why(call: Callable[..., Tensor]) ->
         call(backend="cuda")
 
 
+@needs_native
 def test_choose_returns_its_reason() -> None:
     on_cpu = choose("gdpa", device="cpu", dtype=torch.float32)
     assert on_cpu.backend == "native"

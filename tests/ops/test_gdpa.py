@@ -17,6 +17,7 @@ from tests.ops.helpers import (
     assert_matches,
     bits,
     gradients,
+    needs_native,
     normal,
     offsets_of,
     on_each_backend,
@@ -77,7 +78,9 @@ def test_gdpa_matches_reference(case: tuple, backend: str) -> None:
     "activation", [*ACTIVATIONS, ["relu", "gelu", "silu", "raw"]], ids=lambda a: str(a)
 )
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize(("backend", "dtype"), [("portable", F64), ("native", F32)])
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("portable", F64), pytest.param("native", F32, marks=needs_native)]
+)
 def test_gdpa_activations_match_reference(
     activation: str | list[str], kv_heads: int, backend: str, dtype: torch.dtype
 ) -> None:

@@ -23,7 +23,17 @@ from kunlun.ops.seed_attention.op import seed_attention_op
 from kunlun.ops.seed_attention.reference import seed_attention_reference
 from kunlun.ops.window_attention.op import window_attention_op
 from kunlun.ops.window_attention.reference import window_attention_reference
-from tests.ops.helpers import LENGTHS, assert_matches, bits, gradients, normal, offsets_of
+from tests.ops.helpers import (
+    LENGTHS,
+    assert_matches,
+    bits,
+    gradients,
+    needs_native,
+    normal,
+    offsets_of,
+)
+
+pytestmark = needs_native
 
 LENGTH_SETS = [LENGTHS["buckets"], LENGTHS["skewed"], (50,) * 40]
 
