@@ -50,7 +50,7 @@ def choose(
         return Choice(backend, "asked for")
     faster = "triton" if where.type == "cuda" else "native"
     why = _why_not(faster, operator, where, dtype)
-    return Choice(faster, native.load().reason) if why is None else Choice("portable", why)
+    return Choice(faster, native.state()[1]) if why is None else Choice("portable", why)
 
 
 def runs_native(operator: str, x: Tensor, backend: str) -> bool:

@@ -79,7 +79,18 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
         return f"this release has no native {operator}"
     if dtype is not None and dtype not in DTYPES:
         return f"the native library computes float32 and bfloat16 and the dtype is {dtype}"
-    return None if load().library else load().reason
+    loaded, reason = state()
+    return None if loaded else reason
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def state() -> tuple[bool, str]:
+    """Whether the library is loaded, and which or why not.
+
+    torch.compile takes the answer and does not trace how it is found.
+    """
+    library, reason = load()
+    return library is not None, reason
 
 
 def gdpa_forward(
