@@ -4,6 +4,8 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+NATIVE := $(wildcard src/kunlun/ops/native/*.cpp src/kunlun/ops/native/*.h) \
+  src/kunlun/ops/native/build.py hatch_build.py
 
 .PHONY: help install demo test check docs
 
@@ -15,12 +17,13 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Kunlun needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@echo "Installing the pinned dependencies into $(VENV) (once; PyTorch is large)"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(BIN)/python src/kunlun/ops/native/build.py
 	@touch $@
 
 demo: $(INSTALLED)

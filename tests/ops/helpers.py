@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
+
+from kunlun.ops.native import DTYPES as NATIVE_DTYPES
+from kunlun.ops.native import build
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
@@ -19,6 +23,29 @@ LENGTHS = {
     "buckets": (15, 16, 17, 18, 33, 35, 64, 65, 66, 100, 129),
     "skewed": (300, *(1,) * 20, 0, 2),
 }
+
+
+def _why_no_compiler() -> str:
+    try:
+        build.compiler()
+    except build.BuildError as error:
+        return str(error)
+    return ""
+
+
+# A library that is missing although there is a compiler fails.
+needs_native = pytest.mark.skipif(bool(_why_no_compiler()), reason=_why_no_compiler())
+BACKENDS = ["portable", pytest.param("native", marks=needs_native)]
+
+
+def on_each_backend(cases: Sequence[tuple], case_id: Callable[[tuple], str]) -> list:
+    """Parameters (case, backend); a case ends with its dtype, which the backend must compute."""
+    return [
+        pytest.param(case, backend, id=f"{case_id(case)}-{backend}", marks=marks)
+        for case in cases
+        for backend, marks in (("portable", ()), ("native", needs_native))
+        if backend == "portable" or case[-1] in NATIVE_DTYPES
+    ]
 
 
 def offsets_of(lengths: Sequence[int], dtype: torch.dtype = torch.int64) -> Tensor:

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from kunlun.errors import BackendError, ShapeError
-from kunlun.ops import Choice, choose, gdpa, rotary, seed_attention, sum_kron, window_attention
+from kunlun.ops import (
+    Choice,
+    choose,
+    gdpa,
+    native,
+    rotary,
+    seed_attention,
+    sum_kron,
+    window_attention,
+)
+from tests.ops.helpers import needs_native
 
 X = torch.zeros(4, 2, 6)
 O = torch.tensor([0, 1, 4])  # noqa: E741
@@ -62,30 +72,55 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
 ]
 
 
+@pytest.mark.parametrize("library", [True, False], ids=["native", "portable"])
 @pytest.mark.parametrize(("call", "message"), REFUSED, ids=[m[1:40] for _, m in REFUSED])
-def test_shape_error_names_the_argument(call: Callable[[], Tensor], message: str) -> None:
+def test_shape_error_names_the_argument(
+    call: Callable[[], Tensor], message: str, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not library:
+        monkeypatch.setattr(native, "load", lambda: native.Loaded(None, "taken away"))
     with pytest.raises(ShapeError, match=message):
         call()
 
 
+@needs_native
 @pytest.mark.parametrize("call", [g, w, s], ids=["gdpa", "window_attention", "seed_attention"])
 def test_forced_backend_that_cannot_run_says_why(call: Callable[..., Tensor]) -> None:
     call(backend="portable")
-    with pytest.raises(BackendError, match="this release has no native"):
-        call(backend="native")
+    call(backend="native")
+    half = X.half()
+    with pytest.raises(BackendError, match=r"^backend: the native library computes float32 and "):
+        call(half, half, half, backend="native")
     with pytest.raises(BackendError, match="need CUDA and the device is cpu; use 'portable'"):
         call(backend="triton")
     with pytest.raises(BackendError, match="'cuda' is not one of portable, native, triton"):
         call(backend="cuda")
 
 
+@needs_native
 def test_choose_returns_its_reason() -> None:
     on_cpu = choose("gdpa", device="cpu", dtype=torch.float32)
-    assert on_cpu == Choice("portable", "this release has no native gdpa; use 'portable'")
+    assert on_cpu.backend == "native"
+    assert on_cpu.reason in [f"compiled for {isa}" for isa in native.ISAS]
+    assert choose("gdpa", device="cpu", dtype=torch.float64) == Choice(
+        "portable",
+        "the native library computes float32 and bfloat16 and the dtype is torch.float64",
+    )
     on_gpu = choose("gdpa", device="cuda:0")
-    assert on_gpu == Choice("portable", "this release has no triton gdpa; use 'portable'")
+    assert on_gpu == Choice("portable", "this release has no triton gdpa")
+    assert choose("rotary", device="cpu") == Choice("portable", "this release has no native rotary")
     assert choose("gdpa", device="cpu", backend="portable").reason == "asked for"
+    assert choose("gdpa", device="cpu", backend="native") == Choice("native", "asked for")
     with pytest.raises(BackendError, match="native library runs on cpu and the device is cuda"):
         choose("gdpa", device="cuda", backend="native")
     with pytest.raises(BackendError, match="operator: 'softmax' is not one of gdpa, "):
         choose("softmax", device="cpu")
+
+
+def test_without_the_library_everything_runs_portably(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = "the native library is not built; python -m kunlun.ops.native.build builds it"
+    monkeypatch.setattr(native, "load", lambda: native.Loaded(None, why))
+    assert choose("gdpa", device="cpu") == Choice("portable", why)
+    assert torch.equal(g(), g(backend="portable"))
+    with pytest.raises(BackendError, match=r"^backend: the native library is not built; "):
+        g(backend="native")

@@ -11,7 +11,17 @@ from torch import Tensor
 from kunlun.ops import gdpa
 from kunlun.ops.activations import ACTIVATIONS
 from kunlun.ops.gdpa.reference import gdpa_reference
-from tests.ops.helpers import LENGTHS, assert_matches, bits, gradients, normal, offsets_of
+from tests.ops.helpers import (
+    BACKENDS,
+    LENGTHS,
+    assert_matches,
+    bits,
+    gradients,
+    needs_native,
+    normal,
+    offsets_of,
+    on_each_backend,
+)
 
 NAMES = ("q", "k", "v")
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -49,8 +59,8 @@ def _case_id(case: tuple[object, ...]) -> str:
     return f"L{'.'.join(map(str, rows))[:24]}-K{keys}-H{heads}.{kv_heads}-D{dim}-{str(dtype)[6:]}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=_case_id)
-def test_gdpa_matches_reference(case: tuple) -> None:
+@pytest.mark.parametrize(("case", "backend"), on_each_backend(CASES, _case_id))
+def test_gdpa_matches_reference(case: tuple, backend: str) -> None:
     rows, keys, heads, kv_heads, dim, dtype = case
     keys = (keys,) * len(rows) if isinstance(keys, int) else keys
     inputs, *offsets = make(rows, keys, heads, kv_heads, dim, dtype)
@@ -60,33 +70,43 @@ def test_gdpa_matches_reference(case: tuple) -> None:
         "scale": 0.3,
         "out_scale": 0.5,
     }
-    assert_matches(partial(gdpa, **kwargs), partial(gdpa_reference, **kwargs), inputs, NAMES)
+    run = partial(gdpa, backend=backend, **kwargs)
+    assert_matches(run, partial(gdpa_reference, **kwargs), inputs, NAMES)
 
 
 @pytest.mark.parametrize(
     "activation", [*ACTIVATIONS, ["relu", "gelu", "silu", "raw"]], ids=lambda a: str(a)
 )
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_gdpa_activations_match_reference(activation: str | list[str], kv_heads: int) -> None:
-    inputs, rows, keys = make((3, 0, 20, 1), (5, 5, 5, 5), kv_heads=kv_heads, dtype=F64)
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("portable", F64), pytest.param("native", F32, marks=needs_native)]
+)
+def test_gdpa_activations_match_reference(
+    activation: str | list[str], kv_heads: int, backend: str, dtype: torch.dtype
+) -> None:
+    inputs, rows, keys = make((3, 0, 20, 1), (5, 5, 5, 5), kv_heads=kv_heads, dtype=dtype)
     kwargs = {"q_offsets": rows, "kv_offsets": keys, "activation": activation, "scale": 2.0}
-    assert_matches(partial(gdpa, **kwargs), partial(gdpa_reference, **kwargs), inputs, NAMES)
+    run = partial(gdpa, backend=backend, **kwargs)
+    assert_matches(run, partial(gdpa_reference, **kwargs), inputs, NAMES)
 
 
-def test_gdpa_relu_slope_at_zero_is_torchs() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gdpa_relu_slope_at_zero_is_torchs(backend: str) -> None:
     zeros, k = torch.zeros(2, 1, 4), normal(3, 1, 4)
-    run = partial(gdpa, q_offsets=offsets_of((2,)), kv_offsets=offsets_of((3,)), activation="relu")
+    offsets = {"q_offsets": offsets_of((2,)), "kv_offsets": offsets_of((3,))}
+    run = partial(gdpa, **offsets, activation="relu", backend=backend)
     assert not gradients(run, [zeros, k, k])[1].any()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_gdpa_takes_int32_and_strided_inputs(dtype: torch.dtype) -> None:
+def test_gdpa_takes_int32_and_strided_inputs(dtype: torch.dtype, backend: str) -> None:
     packed = normal(12, 2, 3, 16).transpose(1, 2)  # [L, 3, H, D] with foreign strides
     q, k, v = packed.unbind(1)
     rows = offsets_of((5, 0, 7), dtype)
-    got = gdpa(q, k, v, rows, rows)
+    got = gdpa(q, k, v, rows, rows, backend=backend)
     dense = [x.contiguous() for x in (q, k, v)]
-    assert torch.equal(got, gdpa(*dense, rows.long(), rows.long()))
+    assert torch.equal(got, gdpa(*dense, rows.long(), rows.long(), backend=backend))
 
 
 def test_gdpa_gradcheck() -> None:
@@ -95,11 +115,12 @@ def test_gdpa_gradcheck() -> None:
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 7.0], ids=str)
-def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_hold(poison: float) -> None:
+def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_hold(poison: float, backend: str) -> None:
     lengths = (17, 18, 18, 18, 5, 5)
     inputs, rows, keys = make(lengths, (9,) * 6)
-    run = partial(gdpa, q_offsets=rows, kv_offsets=keys)
+    run = partial(gdpa, q_offsets=rows, kv_offsets=keys, backend=backend)
     clean = gradients(run, inputs)
     sample = 2
     dirty = []
@@ -113,20 +134,25 @@ def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_hold(poison: float) ->
         assert torch.equal(bits(a[own]), bits(b[own]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 7, 16, 18, 50, 130, 300])
-def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_lengths(length: int) -> None:
+def test_gdpa_sample_is_bit_equal_whatever_its_neighbours_lengths(
+    length: int, backend: str
+) -> None:
     alone, rows, keys = make((length,), (9,), heads=3, kv_heads=3, dim=24)
     others, _, _ = make((5, 40, length, 1), (9, 9, 9, 8), heads=3, kv_heads=3, dim=24)
     crowd = [torch.cat([x, y]) for x, y in zip(alone, others, strict=True)]
     many_rows, many_keys = offsets_of((length, 5, 40, length, 1)), offsets_of((9, 9, 9, 9, 8))
-    by_itself = gradients(partial(gdpa, q_offsets=rows, kv_offsets=keys), alone)
-    run = partial(gdpa, q_offsets=many_rows, kv_offsets=many_keys)
+    run = partial(gdpa, backend=backend)
+    by_itself = gradients(partial(run, q_offsets=rows, kv_offsets=keys), alone)
+    run = partial(run, q_offsets=many_rows, kv_offsets=many_keys)
     for a, b in zip(by_itself, gradients(run, crowd), strict=True):
         assert torch.equal(bits(a), bits(b[: len(a)]))
 
 
-def test_gdpa_runs_are_bit_equal() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gdpa_runs_are_bit_equal(backend: str) -> None:
     inputs, rows, keys = make((50, 3, 0, 300), (16,) * 4)
-    run = partial(gdpa, q_offsets=rows, kv_offsets=keys)
+    run = partial(gdpa, q_offsets=rows, kv_offsets=keys, backend=backend)
     for a, b in zip(gradients(run, inputs), gradients(run, inputs), strict=True):
         assert torch.equal(bits(a), bits(b))

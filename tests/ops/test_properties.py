@@ -17,7 +17,7 @@ from kunlun.ops.seed_attention.reference import seed_attention_reference
 from kunlun.ops.tiles import bucket
 from kunlun.ops.window_attention.reference import window_attention_reference
 from kunlun.testing import jagged
-from tests.ops.helpers import assert_matches, normal
+from tests.ops.helpers import BACKENDS, assert_matches, normal
 
 # The fixture poisons the same way for every example, so sharing it between them is right.
 few = settings(
@@ -36,9 +36,10 @@ def batches(dims: st.SearchStrategy[int], heads: int) -> st.SearchStrategy[Jagge
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(batches(DIMS, 2), st.sampled_from([1, 5, 17]), st.booleans())
-def test_gdpa_property(batch: Jagged, keys: int, shared: bool) -> None:
+def test_gdpa_property(backend: str, batch: Jagged, keys: int, shared: bool) -> None:
     n, dim = batch.n, batch.values.shape[2]
     kv = normal(n * keys, 1 if shared else 2, dim, seed=4)
     kwargs = {
@@ -48,32 +49,37 @@ def test_gdpa_property(batch: Jagged, keys: int, shared: bool) -> None:
     }
     inputs = [batch.values, kv, normal(*kv.shape, seed=5).flip(0)]
     assert_matches(
-        partial(gdpa, **kwargs), partial(gdpa_reference, **kwargs), inputs, ("q", "k", "v")
+        partial(gdpa, backend=backend, **kwargs),
+        partial(gdpa_reference, **kwargs),
+        inputs,
+        ("q", "k", "v"),
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(batches(DIMS, 2), st.sampled_from([0, 1, 5, 40, 1000]), st.booleans())
-def test_window_attention_property(batch: Jagged, window: int, causal: bool) -> None:
+def test_window_attention_property(backend: str, batch: Jagged, window: int, causal: bool) -> None:
     x = batch.values
     inputs = [x, normal(*x.shape, seed=4).mT.contiguous().mT, normal(*x.shape, seed=5)]
     kwargs = {"offsets": batch.offsets, "window": window, "causal": causal}
     assert_matches(
-        partial(window_attention, **kwargs),
+        partial(window_attention, backend=backend, **kwargs),
         partial(window_attention_reference, **kwargs),
         inputs,
         ("q", "k", "v"),
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(batches(DIMS, 2), st.sampled_from([1, 7, 16]))
-def test_seed_attention_property(batch: Jagged, seeds: int) -> None:
+def test_seed_attention_property(backend: str, batch: Jagged, seeds: int) -> None:
     x = batch.values
     inputs = [normal(seeds, *x.shape[1:], seed=4), x, normal(*x.shape, seed=5)]
     kwargs = {"offsets": batch.offsets}
     assert_matches(
-        partial(seed_attention, **kwargs),
+        partial(seed_attention, backend=backend, **kwargs),
         partial(seed_attention_reference, **kwargs),
         inputs,
         ("seeds", "k", "v"),

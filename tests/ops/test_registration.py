@@ -13,7 +13,7 @@ from kunlun.ops import flops, gdpa, seed_attention, window_attention
 from kunlun.ops.gdpa.op import gdpa_backward_op, gdpa_op
 from kunlun.ops.seed_attention.op import seed_attention_backward_op, seed_attention_op
 from kunlun.ops.window_attention.op import window_attention_backward_op, window_attention_op
-from tests.ops.helpers import normal, offsets_of
+from tests.ops.helpers import BACKENDS, normal, offsets_of
 
 LENGTHS, KEYS = (5, 0, 3, 70), (2, 2, 3, 4)
 H, D, S, W = 2, 8, 3, 4
@@ -148,3 +148,19 @@ def test_operators_export_with_dynamic_lengths() -> None:
     program = torch.export.export(Module(), args, dynamic_shapes=shapes)
     other = (leaf(9).detach(), leaf(5, 1).detach(), offsets_of((9, 0)), offsets_of((1, 4)))
     assert torch.equal(program.module()(*other), Module()(*other))
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_operators_compile_whole(backend: str | None) -> None:
+    def run(x: Tensor, k: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+        x = gdpa(x, k, k, rows, keys, backend=backend)
+        x = window_attention(x, x, x, rows, window=W, backend=backend)
+        return seed_attention(k[:1], x, x, rows, backend=backend)
+
+    args = (leaf(78), leaf(11, 1), offsets_of(LENGTHS), offsets_of(KEYS))
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    got, want = compiled(*args), run(*args)
+    assert torch.equal(got, want)
+    ours, eager = (torch.autograd.grad(out.sum(), args[:2]) for out in (got, want))
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a, b)

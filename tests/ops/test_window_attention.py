@@ -11,7 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kunlun.ops import window_attention
 from kunlun.ops.window_attention.reference import window_attention_reference
-from tests.ops.helpers import LENGTHS, assert_matches, bits, gradients, normal, offsets_of
+from tests.ops.helpers import (
+    BACKENDS,
+    LENGTHS,
+    assert_matches,
+    bits,
+    gradients,
+    normal,
+    offsets_of,
+    on_each_backend,
+)
 
 NAMES = ("q", "k", "v")
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -49,45 +58,49 @@ def _case_id(case: tuple) -> str:
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
-@pytest.mark.parametrize("case", CASES, ids=_case_id)
-def test_window_attention_matches_reference(case: tuple, causal: bool) -> None:
+@pytest.mark.parametrize(("case", "backend"), on_each_backend(CASES, _case_id))
+def test_window_attention_matches_reference(case: tuple, causal: bool, backend: str) -> None:
     lengths, window, heads, kv_heads, dim, dtype = case
     inputs, offsets = make(lengths, heads, kv_heads, dim, dtype)
     kwargs = {"offsets": offsets, "window": window, "causal": causal}
     assert_matches(
-        partial(window_attention, **kwargs),
+        partial(window_attention, backend=backend, **kwargs),
         partial(window_attention_reference, **kwargs),
         inputs,
         NAMES,
     )
 
 
-def test_window_attention_takes_a_scale() -> None:
-    inputs, offsets = make((9, 4), dtype=F64)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_window_attention_takes_a_scale(backend: str) -> None:
+    inputs, offsets = make((9, 4))
     kwargs = {"offsets": offsets, "window": 2, "scale": 3.0}
     assert_matches(
-        partial(window_attention, **kwargs),
+        partial(window_attention, backend=backend, **kwargs),
         partial(window_attention_reference, **kwargs),
         inputs,
         NAMES,
     )
 
 
-def test_window_attention_survives_large_scores() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_window_attention_survives_large_scores(backend: str) -> None:
     inputs, offsets = make((40, 3))
     inputs[0] = inputs[0] * 1e3  # exp of these scores overflows, their differences underflow
     kwargs = {"offsets": offsets, "window": 5}
-    got, want = window_attention(*inputs, **kwargs), window_attention_reference(*inputs, **kwargs)
+    got = window_attention(*inputs, backend=backend, **kwargs)
+    want = window_attention_reference(*inputs, **kwargs)
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_window_attention_takes_int32_and_strided_inputs(dtype: torch.dtype) -> None:
+def test_window_attention_takes_int32_and_strided_inputs(dtype: torch.dtype, backend: str) -> None:
     q, k, v = normal(12, 2, 3, 16).transpose(1, 2).unbind(1)
     rows = offsets_of((5, 0, 7), dtype)
     dense = [x.contiguous() for x in (q, k, v)]
-    got = window_attention(q, k, v, rows, window=2)
-    assert torch.equal(got, window_attention(*dense, rows.long(), window=2))
+    run = partial(window_attention, window=2, backend=backend)
+    assert torch.equal(run(q, k, v, rows), run(*dense, rows.long()))
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
@@ -97,14 +110,15 @@ def test_window_attention_gradcheck(causal: bool) -> None:
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 7.0], ids=str)
 @pytest.mark.parametrize("sample", [1, 4, 6])
 def test_window_attention_sample_is_bit_equal_whatever_its_neighbours_hold(
-    sample: int, poison: float
+    sample: int, poison: float, backend: str
 ) -> None:
     lengths = (70, 66, 67, 5, 5, 5, 300)
     inputs, offsets = make(lengths)
-    run = partial(window_attention, offsets=offsets, window=3)
+    run = partial(window_attention, offsets=offsets, window=3, backend=backend)
     own = slice(int(offsets[sample]), int(offsets[sample + 1]))
     dirty = [torch.full_like(x, poison) for x in inputs]
     for x, y in zip(inputs, dirty, strict=True):
@@ -113,22 +127,25 @@ def test_window_attention_sample_is_bit_equal_whatever_its_neighbours_hold(
         assert torch.equal(bits(a[own]), bits(b[own]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("length", [1, 7, 16, 18, 50, 67, 130, 300])
 def test_window_attention_sample_is_bit_equal_whatever_its_neighbours_lengths(
-    length: int,
+    length: int, backend: str
 ) -> None:
     alone, offsets = make((length,), heads=3, kv_heads=3, dim=24)
     others, _ = make((5, 40, length, 1), heads=3, kv_heads=3, dim=24)
     crowd = [torch.cat([x, y]) for x, y in zip(alone, others, strict=True)]
-    by_itself = gradients(partial(window_attention, offsets=offsets, window=10), alone)
-    run = partial(window_attention, offsets=offsets_of((length, 5, 40, length, 1)), window=10)
-    for a, b in zip(by_itself, gradients(run, crowd), strict=True):
+    run = partial(window_attention, window=10, backend=backend)
+    by_itself = gradients(partial(run, offsets=offsets), alone)
+    many = offsets_of((length, 5, 40, length, 1))
+    for a, b in zip(by_itself, gradients(partial(run, offsets=many), crowd), strict=True):
         assert torch.equal(bits(a), bits(b[:length]))
 
 
-def test_window_attention_runs_are_bit_equal() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_window_attention_runs_are_bit_equal(backend: str) -> None:
     inputs, offsets = make((50, 3, 0, 300))
-    run = partial(window_attention, offsets=offsets, window=10)
+    run = partial(window_attention, offsets=offsets, window=10, backend=backend)
     for a, b in zip(gradients(run, inputs), gradients(run, inputs), strict=True):
         assert torch.equal(bits(a), bits(b))
 
@@ -146,13 +163,13 @@ class _Largest(TorchDispatchMode):
         return out
 
 
-def test_window_attention_memory_is_linear_in_length() -> None:
+def test_portable_window_attention_memory_is_linear_in_length() -> None:
     heads, dim, window = 1, 4, 16
     for length in (2048, 16384):
         inputs, offsets = make((length,), heads, heads, dim)
         leaves = [x.requires_grad_() for x in inputs]
         with _Largest() as largest:
-            out = window_attention(*leaves, offsets, window=window)
+            out = window_attention(*leaves, offsets, window=window, backend="portable")
             torch.autograd.grad(out.sum(), leaves)
         # Rows, or one tile; the scores of 16384 rows would be 268 million.
         assert largest.seen <= max((length + 1) * heads * dim, 128 * 1024)

@@ -1,7 +1,7 @@
 """Which implementation of an operator runs here, and why.
 
-A pure function of its arguments: no environment variable, no state. `kunlun doctor` prints the
-same Choice that the operators act on.
+A function of its arguments and of whether the native library is there: no environment variable.
+`kunlun doctor` prints the same Choice that the operators act on.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from kunlun.errors import BackendError
+from kunlun.ops import native
 
 OPERATORS = ("gdpa", "window_attention", "seed_attention", "sum_kron", "rotary")
 BACKENDS = ("portable", "native", "triton")
@@ -38,17 +40,30 @@ def choose(
         raise BackendError(f"operator: '{operator}' is not one of {', '.join(OPERATORS)}")
     if backend is not None and backend not in BACKENDS:
         raise BackendError(f"backend: '{backend}' is not one of {', '.join(BACKENDS)}")
-    if backend in ("native", "triton"):
-        raise BackendError(f"backend: {_why_not(backend, operator, torch.device(device), dtype)}")
+    where = torch.device(device)
     if backend == "portable":
         return Choice("portable", "asked for")
-    faster = "triton" if torch.device(device).type == "cuda" else "native"
-    return Choice("portable", _why_not(faster, operator, torch.device(device), dtype))
+    if backend is not None:
+        why = _why_not(backend, operator, where, dtype)
+        if why is not None:
+            raise BackendError(f"backend: {why}; use 'portable'")
+        return Choice(backend, "asked for")
+    faster = "triton" if where.type == "cuda" else "native"
+    why = _why_not(faster, operator, where, dtype)
+    return Choice(faster, native.state()[1]) if why is None else Choice("portable", why)
 
 
-def _why_not(backend: str, operator: str, device: torch.device, dtype: torch.dtype | None) -> str:
-    if backend == "triton" and device.type != "cuda":
-        return f"the triton kernels need CUDA and the device is {device.type}; use 'portable'"
-    if backend == "native" and device.type != "cpu":
-        return f"the native library runs on cpu and the device is {device.type}; use 'portable'"
-    return f"this release has no {backend} {operator}; use 'portable'"
+def runs_native(operator: str, x: Tensor, backend: str) -> bool:
+    """What the registered operators ask; `backend` "" lets choose decide."""
+    chosen = choose(operator, device=x.device, dtype=x.dtype, backend=backend or None)
+    return chosen.backend == "native"
+
+
+def _why_not(
+    backend: str, operator: str, device: torch.device, dtype: torch.dtype | None
+) -> str | None:
+    if backend == "native":
+        return native.why_not(operator, device, dtype)
+    if device.type != "cuda":
+        return f"the triton kernels need CUDA and the device is {device.type}"
+    return f"this release has no triton {operator}"

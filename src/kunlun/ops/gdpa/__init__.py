@@ -75,5 +75,6 @@ def gdpa(
         )
     names = activation_names(activation, q.shape[1])
     choose("gdpa", device=q.device, dtype=q.dtype, backend=backend)
-    out: Tensor = gdpa_op(q, k, v, q_offsets, kv_offsets, ",".join(names), scale, out_scale)
+    settings = (",".join(names), scale, out_scale, backend or "")
+    out: Tensor = gdpa_op(q, k, v, q_offsets, kv_offsets, *settings)
     return out

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kunlun.ops import flops
+from kunlun.ops import flops, native
 from kunlun.ops.checks import known_lengths, read_offsets
+from kunlun.ops.dispatch import runs_native
 from kunlun.ops.gdpa import portable
 
 
@@ -23,8 +24,11 @@ def gdpa_op(
     activation: str,
     scale: float,
     out_scale: float,
+    backend: str = "",
 ) -> Tensor:
-    """`activation`: one name a head, joined by commas."""
+    """`activation`: one name a head, joined by commas; `backend`: "" lets choose decide."""
+    if runs_native("gdpa", q, backend):
+        return native.gdpa_forward(q, k, v, q_offsets, kv_offsets, activation, scale, out_scale)
     rows = read_offsets("q_offsets", q_offsets, q.shape[0])
     keys = read_offsets("kv_offsets", kv_offsets, k.shape[0])
     return portable.forward(q, k, v, rows, keys, activation.split(","), scale, out_scale)
@@ -41,7 +45,12 @@ def gdpa_backward_op(
     activation: str,
     scale: float,
     out_scale: float,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_native("gdpa", q, backend):
+        return native.gdpa_backward(
+            grad, q, k, v, q_offsets, kv_offsets, activation, scale, out_scale
+        )
     rows = read_offsets("q_offsets", q_offsets, q.shape[0])
     keys = read_offsets("kv_offsets", kv_offsets, k.shape[0])
     names = activation.split(",")
@@ -65,7 +74,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     dq, dk, dv = gdpa_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
-    return dq, dk, dv, None, None, None, None, None
+    return dq, dk, dv, None, None, None, None, None, None
 
 
 gdpa_op.register_autograd(_differentiate, setup_context=_save)

@@ -62,5 +62,5 @@ def seed_attention(
     check_offsets("offsets", offsets)
     choose("seed_attention", device=k.device, dtype=k.dtype, backend=backend)
     scale = 1 / math.sqrt(seeds.shape[2]) if scale is None else scale
-    out: Tensor = seed_attention_op(seeds, k, v, offsets, scale)[0]
+    out: Tensor = seed_attention_op(seeds, k, v, offsets, scale, backend or "")[0]
     return out

@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kunlun.ops import flops
+from kunlun.ops import flops, native
 from kunlun.ops.checks import read_offsets
+from kunlun.ops.dispatch import runs_native
 from kunlun.ops.seed_attention import portable
 from kunlun.ops.tiles import compute_dtype
 
 
 @torch.library.custom_op("kunlun::seed_attention", mutates_args=())
 def seed_attention_op(
-    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float
+    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
-    """The result and the log2-sum-exp2 [n, S, H] (0 for an empty sequence)."""
+    """The result and the log2-sum-exp2 [n, S, H] (0 for an empty sequence).
+
+    `backend`: "" lets choose decide.
+    """
+    if runs_native("seed_attention", k, backend):
+        return native.seed_forward(seeds, k, v, offsets, scale)
     return portable.forward(seeds, k, v, read_offsets("offsets", offsets, k.shape[0]), scale)
 
 
@@ -32,13 +38,16 @@ def seed_attention_backward_op(
     lse: Tensor,
     offsets: Tensor,
     scale: float,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_native("seed_attention", k, backend):
+        return native.seed_backward(grad, seeds, k, v, out, lse, offsets, scale)
     rows = read_offsets("offsets", offsets, k.shape[0])
     return portable.backward(grad, seeds, k, v, out, lse, rows, scale)
 
 
 @seed_attention_op.register_fake
-def _(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     n, (s, heads, width) = offsets.shape[0] - 1, seeds.shape
     lse = k.new_empty((n, s, heads), dtype=compute_dtype(k.dtype))
     return k.new_empty((n, s, heads, width)), lse
@@ -52,13 +61,14 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    seeds, k, v, offsets, ctx.scale = inputs
+    seeds, k, v, offsets, *ctx.settings = inputs
     ctx.save_for_backward(seeds, k, v, *output, offsets)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    return *seed_attention_backward_op(grad, *ctx.saved_tensors, ctx.scale), None, None
+    grads = seed_attention_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
+    return *grads, None, None, None
 
 
 seed_attention_op.register_autograd(_differentiate, setup_context=_save)

@@ -68,5 +68,6 @@ def window_attention(
         raise ShapeError(f"window: {window} is negative; 0 is a row alone")
     choose("window_attention", device=q.device, dtype=q.dtype, backend=backend)
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else scale
-    out: Tensor = window_attention_op(q, k, v, offsets, window, causal, scale)[0]
+    settings = (window, causal, scale, backend or "")
+    out: Tensor = window_attention_op(q, k, v, offsets, *settings)[0]
     return out

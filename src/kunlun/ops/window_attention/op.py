@@ -8,17 +8,30 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kunlun.ops import flops
+from kunlun.ops import flops, native
 from kunlun.ops.checks import known_lengths, read_offsets
+from kunlun.ops.dispatch import runs_native
 from kunlun.ops.tiles import compute_dtype
 from kunlun.ops.window_attention import portable
 
 
 @torch.library.custom_op("kunlun::window_attention", mutates_args=())
 def window_attention_op(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, causal: bool, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    window: int,
+    causal: bool,
+    scale: float,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """The result and the log2-sum-exp2 [L, H] of each row's scores."""
+    """The result and the log2-sum-exp2 [L, H] of each row's scores.
+
+    `backend`: "" lets choose decide.
+    """
+    if runs_native("window_attention", q, backend):
+        return native.window_forward(q, k, v, offsets, window, causal, scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.forward(q, k, v, rows, window, causal, scale)
 
@@ -35,7 +48,10 @@ def window_attention_backward_op(
     window: int,
     causal: bool,
     scale: float,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if runs_native("window_attention", q, backend):
+        return native.window_backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.backward(grad, q, k, v, out, lse, rows, window, causal, scale)
 
@@ -58,7 +74,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     dq, dk, dv = window_attention_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
-    return dq, dk, dv, None, None, None, None
+    return dq, dk, dv, None, None, None, None, None
 
 
 window_attention_op.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,12 @@
+// All kernels for one instruction set; compiled once for each, with KUNLUN_ISA naming it.
+#include "gdpa.h"
+#include "seed_attention.h"
+#include "window_attention.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+extern const Kernels JOIN(kernels_, KUNLUN_ISA);
+const Kernels JOIN(kernels_, KUNLUN_ISA) = {
+    KUNLUN_ISA::gdpa_forward,   KUNLUN_ISA::gdpa_backward, KUNLUN_ISA::window_forward,
+    KUNLUN_ISA::window_backward, KUNLUN_ISA::seed_forward,  KUNLUN_ISA::seed_backward};

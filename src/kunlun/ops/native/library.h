@@ -1,0 +1,65 @@
+// What the library's parts share: arguments as Python packs them, scratch memory, threads.
+//
+// Fields are 8 bytes each, in the order in which kunlun.ops.native packs them. Strides count
+// elements; channels have stride 1. `bf16` tells bfloat16 from float32.
+#pragma once
+#include <cstdint>
+
+struct Tensor3 {  // [rows, heads, width]
+  void* data;
+  int64_t row, head;
+};
+
+struct GdpaArgs {
+  Tensor3 q, k, v, out;               // out: the result, or in the backward its gradient
+  Tensor3 dq, dk, dv;                 // backward only
+  const int64_t *q_offsets, *kv_offsets;
+  const int8_t* activations;          // one code a query head
+  int64_t samples, q_rows, kv_rows, heads, kv_heads, width, bf16, threads;
+  double scale, out_scale;
+};
+
+struct SoftmaxArgs {  // window_attention; and seed_attention, whose q are the seeds
+  Tensor3 q, k, v, out, grad;         // grad: of out, backward only
+  Tensor3 dq, dk, dv;                 // backward only
+  float* lse;                         // log2-sum-exp2, one a row of out and head
+  const int64_t* offsets;
+  int64_t samples, rows, heads, kv_heads, width, bf16, threads;
+  int64_t seeds, window, causal;      // seeds: of seed_attention only
+  double scale;
+};
+
+enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3 };
+
+// At least n floats of this thread, aligned to 64 bytes, contents undefined, until the next call;
+// nullptr without memory. Kept between calls: fresh pages cost more than the small operators do.
+float* scratch(int64_t n);
+
+// The same for what all threads of a call read; apart from any thread's scratch.
+float* shared(int64_t n);
+
+// Whether `offsets` [samples + 1] are running sums of lengths that end at `rows`.
+bool offsets_fit(const int64_t* offsets, int64_t samples, int64_t rows);
+
+// Calls body(context, item) for items 0 .. items - 1, each once, on at most `threads` threads.
+// Items are handed out one after another, so put the long ones first. A false stops the rest.
+bool run_items(int64_t items, int64_t threads, bool (*body)(const void*, int64_t),
+               const void* context);
+
+// A method of an operator as such a body.
+template <class C, bool (C::*method)(int64_t) const>
+bool call(const void* context, int64_t item) {
+  return (static_cast<const C*>(context)->*method)(item);
+}
+
+// The samples, longest first where several threads share them. Valid until this thread's next call.
+const int64_t* work_order(const int64_t* offsets, int64_t samples, int64_t threads);
+
+struct Kernels {
+  Status (*gdpa_forward)(const GdpaArgs*);
+  Status (*gdpa_backward)(const GdpaArgs*);
+  Status (*window_forward)(const SoftmaxArgs*);
+  Status (*window_backward)(const SoftmaxArgs*);
+  Status (*seed_forward)(const SoftmaxArgs*);
+  Status (*seed_backward)(const SoftmaxArgs*);
+};

@@ -1,0 +1,146 @@
+// Small matrix products in cache, and bringing rows in and out of the form they take.
+//
+// A buffer row is zero-padded to whole vectors: `width` channels become `padded(width)`. Panels
+// hold a matrix transposed, kLanes columns at a time: [columns / kLanes][depth][kLanes].
+#pragma once
+#include "vector.h"
+
+namespace KUNLUN_ISA {
+
+static inline long padded(long n) { return (n + kLanes - 1) / kLanes * kLanes; }
+static inline long least(long a, long b) { return a < b ? a : b; }
+static inline long most(long a, long b) { return a > b ? a : b; }
+
+struct Left {  // the left factor: element (m, k) at p[m * row + k], or p[k * row + m] if turned
+  const float* p;
+  long row;
+};
+struct Right {  // the right factor: vector v of row k at p[k * row + v * panel]
+  const float* p;
+  long row, panel;
+};
+static inline Right rows_of(const float* p, long row) { return {p, row, kLanes}; }
+static inline Right rows_of(Left rows) { return {rows.p, rows.row, kLanes}; }
+static inline Right panels_of(const float* p, long depth) { return {p, kLanes, depth * kLanes}; }
+
+template <int M, int V, bool Turned>
+static inline void tile(Left a, Right b, long depth, float* c, long row, bool add) {
+  vec sum[M][V];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) sum[m][v] = add ? load(c + m * row + v * kLanes) : vec{};
+  for (long k = 0; k < depth; k++) {
+    vec right[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) right[v] = load(b.p + k * b.row + v * b.panel);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const float left = Turned ? a.p[k * a.row + m] : a.p[m * a.row + k];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; v++) sum[m][v] += left * right[v];
+    }
+  }
+  // Without it the addresses of all rows are computed early and kept on the stack meanwhile.
+  asm("" : "+r"(c), "+r"(row));
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++, c += row)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) store(c + v * kLanes, sum[m][v]);
+}
+
+template <int V, bool Turned, int M = kTileRows>
+static inline void tile_of(long rows, Left a, Right b, long depth, float* c, long row, bool add) {
+  if constexpr (M > 0) {
+    if (rows == M) return tile<M, V, Turned>(a, b, depth, c, row, add);
+    return tile_of<V, Turned, M - 1>(rows, a, b, depth, c, row, add);
+  }
+}
+
+template <int V, bool Turned>
+static __attribute__((noinline)) void column(long rows, Left a, Right b, long depth, float* c,
+                                             long row, bool add) {
+  // Blocks of nearly equal height: a last one of one or two rows would wait for its own sums.
+  long blocks = (rows + kTileRows - 1) / kTileRows;
+  for (long i = 0, start = 0; i < blocks; i++) {
+    long height = (rows - start) / (blocks - i);
+    Left part = {a.p + start * (Turned ? 1 : a.row), a.row};
+    tile_of<V, Turned>(height, part, b, depth, c + start * row, row, add);
+    start += height;
+  }
+}
+
+// c [rows, vectors * kLanes] = a b, or += if `add`; b has `depth` rows.
+template <bool Turned>
+static inline void multiply(long rows, long vectors, long depth, Left a, Right b, float* c,
+                            long row, bool add) {
+  long v = 0;
+  for (; v + 2 <= vectors; v += 2, b.p += 2 * b.panel, c += 2 * kLanes)
+    column<2, Turned>(rows, a, b, depth, c, row, add);
+  if (v < vectors) column<1, Turned>(rows, a, b, depth, c, row, add);
+}
+
+// Rows of a tensor, `stride` elements apart, into a buffer of padded rows.
+template <class T>
+static inline void read_rows(const T* from, long stride, long rows, long width, float factor,
+                             float* to) {
+  const long size = padded(width);
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d += kLanes)
+      store(to + r * size + d, factor * load_some(from + r * stride + d, least(width - d, kLanes)));
+}
+
+// The rows where they are, if products can take them there, or else in `buffer`. Rows further
+// apart than this would compete for the same few places of the first cache.
+constexpr long kNear = 128;
+template <class T>
+static inline Left read_rows(const T* from, long stride, long rows, long width, float* buffer) {
+  if constexpr (sizeof(T) == 4)
+    if (width % kLanes == 0 && stride <= kNear) return {from, stride};
+  read_rows(from, stride, rows, width, 1.0f, buffer);
+  return {buffer, padded(width)};
+}
+
+// And back.
+template <class T>
+static inline void write_rows(const float* from, long rows, long width, float factor, T* to,
+                              long stride) {
+  const long size = padded(width);
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d += kLanes)
+      store_some(to + r * stride + d, factor * load(from + r * size + d), least(width - d, kLanes));
+}
+
+template <class T>
+static inline void write_zeros(T* to, long stride, long rows, long width) {
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d++) to[r * stride + d] = 0;
+}
+
+// The rows transposed into panels of depth `width`: row r becomes a lane of panel r / kLanes.
+template <class T>
+static __attribute__((noinline)) void read_panels(const T* from, long stride, long rows, long width,
+                                                  float factor, float* to) {
+  for (long r = 0; r < rows; r += kLanes, to += width * kLanes)
+    for (long d = 0; d < width; d += kLanes) {
+      vec block[kLanes];
+      const T* corner = from + r * stride + d;
+      const int channels = (int)least(width - d, kLanes), present = (int)least(rows - r, kLanes);
+      if (channels == kLanes && present == kLanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++) block[i] = factor * load(corner + i * stride);
+      } else {
+        for (int i = 0; i < kLanes; i++)
+          block[i] = i < present ? factor * load_some(corner + i * stride, channels) : vec{};
+      }
+      transpose(block);
+      if (channels == kLanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; i++) store(to + (d + i) * kLanes, block[i]);
+      } else {
+        for (int i = 0; i < channels; i++) store(to + (d + i) * kLanes, block[i]);
+      }
+    }
+}
+
+}  // namespace KUNLUN_ISA

@@ -1,0 +1,120 @@
+// Window attention: row i of a sequence reads rows j with |i - j| <= window (causal: and j <= i).
+// One item is a sequence and a key head; its gradients of k and v are its own.
+#pragma once
+#include "softmax.h"
+
+namespace KUNLUN_ISA {
+
+constexpr long kQueries = 32;  // lanes of a tile; more would reach more keys outside the band
+
+template <class T>
+struct WindowAttention {
+  const SoftmaxArgs& a;
+  const int64_t* order;
+
+  static T* at(const Tensor3& t, long row, long head) {
+    return static_cast<T*>(t.data) + row * t.row + head * t.head;
+  }
+
+  struct Item {
+    long group, start, rows;
+  };
+  Item item(int64_t index) const {
+    const long sample = order[index / a.kv_heads], start = a.offsets[sample];
+    return {index % a.kv_heads, start, a.offsets[sample + 1] - start};
+  }
+  long reach() const { return least(a.window, 1L << 30); }
+  Band band() const { return {-reach(), a.causal ? 0 : reach()}; }
+
+  // Calls f(first query, queries, first key, past the last key) for every tile.
+  template <class F>
+  void tiles(long rows, F f) const {
+    for (long i = 0; i < rows; i += kQueries) {
+      const long n = least(kQueries, rows - i);
+      f(i, n, most(0, i - reach()), least(rows, i + n + (a.causal ? 0 : reach())));
+    }
+  }
+
+  bool forward(int64_t index) const {
+    const Item it = item(index);
+    if (it.rows == 0) return true;
+    const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
+    const float scale = (float)a.scale * kLog2E;
+    float* k = scratch(2 * it.rows * size + kChunk * kQueries + kQueries * (width + 2 + size));
+    if (!k) return false;
+    float *v = k + it.rows * size, *s = v + it.rows * size, *qt = s + kChunk * kQueries;
+    float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
+    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
+    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
+    for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      tiles(it.rows, [&](long i, long n, long from, long to) {
+        read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
+        const QueryTile tile = {n, padded(n), width, qt, top, total, result};
+        for (long j = from; j < to; j += kChunk)
+          read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
+                     least(kChunk, to - j), s, j == from, band(), j, i);
+        finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
+               a.heads);
+      });
+    return true;
+  }
+
+  bool backward(int64_t index) const {
+    const Item it = item(index);
+    if (it.rows == 0) return true;
+    const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
+    const float scale = (float)a.scale * kLog2E;
+    float* k = scratch(4 * it.rows * size + 2 * kChunk * kQueries +
+                       kQueries * (2 * width + 2 + 3 * size));
+    if (!k) return false;
+    float *v = k + it.rows * size, *dk = v + it.rows * size, *dv = dk + it.rows * size;
+    float *s = dv + it.rows * size, *ds = s + kChunk * kQueries, *qt = ds + kChunk * kQueries;
+    float *gradt = qt + kQueries * width, *lse = gradt + kQueries * width, *delta = lse + kQueries;
+    float *q = delta + kQueries, *grad = q + kQueries * size, *dq = grad + kQueries * size;
+    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
+    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
+    for (long h = it.group * share; h < (it.group + 1) * share; h++) {
+      long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
+      tiles(it.rows, [&](long i, long n, long from, long to) {
+        const long row = it.start + i;
+        const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
+        read_panels(query.p, query.row, n, width, scale, qt);
+        const Left outer = read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h),
+                                      a.out.row, a.lse + row * a.heads + h, a.heads, n, padded(n),
+                                      width, grad, gradt, lse, delta);
+        const GradTile tile = {n, padded(n), width, query, outer, qt, gradt, lse, delta, dq};
+        for (; written < to; written++)
+          for (long d = 0; d < size; d += kLanes) {
+            store(dk + written * size + d, vec{});
+            store(dv + written * size + d, vec{});
+          }
+        for (long j = from; j < to; j += kChunk)
+          differentiate_chunk(tile, {key.p + j * key.row, key.row},
+                              {value.p + j * value.row, value.row}, least(kChunk, to - j), s, ds,
+                              dk + j * size, dv + j * size, j == from, true, band(), j, i);
+        write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
+      });
+    }
+    write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row);
+    write_rows(dv, it.rows, width, 1.0f, at(a.dv, it.start, it.group), a.dv.row);
+    return true;
+  }
+
+  static Status run(const SoftmaxArgs* a, bool backward) {
+    const WindowAttention c = {*a, work_order(a->offsets, a->samples, a->threads)};
+    if (!c.order) return kNoMemory;
+    const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
+                               : call<WindowAttention, &WindowAttention::forward>;
+    return run_items(a->samples * a->kv_heads, a->threads, body, &c) ? kDone : kNoMemory;
+  }
+};
+
+static Status window(const SoftmaxArgs* a, bool backward) {
+  if (!offsets_fit(a->offsets, a->samples, a->rows)) return kBadOffsets;
+  return a->bf16 ? WindowAttention<bfloat16>::run(a, backward)
+                 : WindowAttention<float>::run(a, backward);
+}
+static Status window_forward(const SoftmaxArgs* a) { return window(a, false); }
+static Status window_backward(const SoftmaxArgs* a) { return window(a, true); }
+
+}  // namespace KUNLUN_ISA
