@@ -95,3 +95,9 @@ def test_without_counters_the_impressions_of_the_past_are_not_missed(tmp_path: P
     del body["split"]["end"]
     path = logs.write(tmp_path / "raw", raw, body)
     assert "warnings" not in validate(path, like=tmp_path / "old")
+
+
+def test_like_is_a_dataset(tmp_path: Path) -> None:
+    path = logs.write(tmp_path / "raw", logs.random_logs(2))
+    with pytest.raises(DataError, match=r"raw: is not a dataset directory \(no manifest\.json\)"):
+        validate(path, like=path.parent)

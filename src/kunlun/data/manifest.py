@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,10 +56,11 @@ def describe(
     }
 
 
-def missing_past(log: Log, stores: dict[str, EventTable], like: Path) -> list[str]:
-    """One line for each log that begins later than that of the dataset `like`, although histories
-    or counters are made of it."""
-    old = json.loads((like / "manifest.json").read_text())
+def missing_past(
+    log: Log, stores: dict[str, EventTable], like: Path, old: dict[str, Any]
+) -> list[str]:
+    """One line for each log that begins later than that of the dataset `like`, whose manifest is
+    `old`, although histories or counters are made of it."""
     counters = [f for f in log.schema.features.values() if f.kind == "counter"]
     known = [split["time"][0] for split in old["splits"].values() if split["time"]]
     begins = []

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from kunlun.config import write_yaml
 from kunlun.data import event_store
+from kunlun.data.dataset import Dataset
 from kunlun.data.directory import check_free, whole
 from kunlun.data.encode import Encoded, Encoders, age
 from kunlun.data.entities import Column
@@ -87,8 +88,9 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
     """Read, check, fit and encode; see `prepare`."""
     schema = load_schema(schema_path)
     span = bounds(schema.split)
-    if like is not None:
-        check_like(schema, load_schema(like / "schema.yaml"))
+    old = None if like is None else Dataset.open(like)
+    if old is not None:
+        check_like(schema, old.schema)
     log = read_log(schema, root or schema_path.parent, labels_required=like is None)
     check_zones(log)
     labels, truths = read_labels(log), read_truths(log)
@@ -124,7 +126,7 @@ def assemble(schema_path: Path, *, like: Path | None = None, root: Path | None =
             samples |= _prefixed(_encode(log, encoders, name))
     resolved = _resolve(schema, encoders)
     manifest = describe(log, resolved, splits, labels, truths, stores, samples)
-    if like is not None and (found := missing_past(log, stores, like)):
+    if old is not None and (found := missing_past(log, stores, old.path, old.manifest)):
         manifest["warnings"] = found
     events = {kind: _event_columns(log, encoders, kind, store) for kind, store in stores.items()}
     return Prepared(
