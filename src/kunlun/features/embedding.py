@@ -163,7 +163,7 @@ class FeatureEmbedding(nn.Module):
         for width, members in self.members.items():
             x = torch.stack([self._field(self.fields[i], batch, rows) for i in members])
             parts.append(torch.bmm(x, self.maps[str(width)]))  # [n, B, D]
-        tokens = torch.cat(parts)[self.order].transpose(0, 1)
+        tokens = torch.cat(parts).index_select(0, self.order).transpose(0, 1)
         return (tokens + self.bias).contiguous()
 
     def _field(self, field: Field, batch: Batch, rows: dict[tuple[str, str], Tensor]) -> Tensor:

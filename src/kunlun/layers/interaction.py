@@ -105,9 +105,10 @@ class GlobalInteraction(nn.Module):
         if len(self.experts) == 1:
             only: Tensor = self.experts[0](x)
             return only
-        parts = x[:, self.order].split(self.shares, dim=1)
+        # index_select: its gradient is a sum of rows, that of x[:, order] an atomic scatter
+        parts = x.index_select(1, self.order).split(self.shares, dim=1)
         outs = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
-        return torch.cat(outs, dim=1)[:, self.back]
+        return torch.cat(outs, dim=1).index_select(1, self.back)
 
     def flops(self, rows: int) -> int:
         """Forward FLOPs for `rows` samples."""

@@ -189,7 +189,7 @@ class KunlunLayer(nn.Module):
             events[kind], summaries[kind] = tower(
                 events[kind], angles[kind], context, summaries.get(kind)
             )
-        pooled = [h if request is None else h[request] for h in summaries.values()]
+        pooled = [h if request is None else h.index_select(0, request) for h in summaries.values()]
         out: Tensor = self.interaction(torch.cat([x_sum, *pooled], dim=1))
         return out
 
@@ -233,7 +233,7 @@ class KunlunBackbone(nn.Module):
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
         events = {k: _newest(*event, self.history[k]) for k, event in events.items()}
-        x_user = tokens[:, self.shared] if self.user_only else None
+        x_user = tokens.index_select(1, self.shared) if self.user_only else None
         if request is not None and x_user is not None and events:
             x_user = x_user[_first_rows(request, next(iter(events.values()))[0].n)]
         elif request is not None:
