@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 
 from kunlun.data.prepare import prepare
@@ -110,3 +112,18 @@ def test_a_latin_1_header_of_a_csv(tmp_path: Path) -> None:
     file = tmp_path / "raw" / "impressions.csv"
     file.write_bytes(file.read_text("utf-8").encode("latin-1"))
     refused(tmp_path, DataError, r"impressions\.csv: cannot be read", raw, body)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_that_occurs_twice(tmp_path: Path, kind: str) -> None:
+    body = logs.schema()
+    body["tables"]["impressions"]["files"] = f"impressions.{kind}"
+    path = logs.write(tmp_path, logs.random_logs(1), body)
+    table = pq.read_table(tmp_path / "impressions.parquet")
+    table = table.append_column("click", table["click"])
+    pq.write_table(table, tmp_path / "impressions.parquet")
+    csv.write_csv(table, tmp_path / "impressions.csv")
+    with pytest.raises(
+        SchemaError, match=r"labels\.click\.column: column 'click' occurs 2 times in .*impressions"
+    ):
+        prepare(path, tmp_path / "data")

@@ -68,6 +68,11 @@ class RawTable:
             if name not in names:
                 hint = suggest(name, names)
                 raise SchemaError(f"{where}: column '{name}' is not in {path}; {hint}")
+            if names.count(name) > 1:
+                raise SchemaError(
+                    f"{where}: column '{name}' occurs {names.count(name)} times in {path}; "
+                    "rename or drop all but one"
+                )
         self._wanted[name] = keys or self._wanted.get(name, False)
 
     def load(self) -> None:
