@@ -34,10 +34,13 @@ class Config:
 
 
 def at_least_one(where: str, **numbers: int | None) -> None:
-    """Raise ConfigError for the first of these keys that is below 1; None is fine."""
+    """Raise ConfigError for the first of these keys that is below 1; None is fine.
+
+    where: the section they stand in, with its dot, or nothing.
+    """
     for key, number in numbers.items():
         if number is not None and number < 1:
-            raise ConfigError(f"{where}: {key} is {number}, expected 1 or more")
+            raise ConfigError(f"{where}{key} is {number}, expected 1 or more")
 
 
 def parse(kind: type[T], values: Mapping[str, Any], source: str) -> T:

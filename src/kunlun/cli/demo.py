@@ -29,7 +29,7 @@ def command(overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"run": str(run), **summary}, indent=1))
         return
     columns = ("ne", "expected_ne", "floor_ne", "auc", "base_rate", "rows")
-    rows = [[t, *(plain(m[c]) for c in columns)] for t, m in summary["test"].items()]
+    rows = [[t, *(plain(m.get(c)) for c in columns)] for t, m in summary["test"].items()]
     click.echo("\n" + table(("test", *columns), rows))
     click.echo(
         "ne 1 is the base rate alone; expected_ne is ne with each label replaced by its true"

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from kunlun.config import Config, at_least_one
 from kunlun.layers.mlp import MLP
 
-PRODUCTS_START = 0.25  # size of the products beside the residual at step 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class InteractionConfig(Config):
@@ -22,7 +20,7 @@ class InteractionConfig(Config):
     hidden: int = 128  # of the MLP behind it
 
     def __post_init__(self) -> None:
-        at_least_one("interaction", experts=self.experts, rank=self.rank, hidden=self.hidden)
+        at_least_one("interaction.", experts=self.experts, rank=self.rank, hidden=self.hidden)
 
 
 class FactorizationMachineBlock(nn.Module):
@@ -36,7 +34,7 @@ class FactorizationMachineBlock(nn.Module):
         self.n_out = n_out
         self.y = nn.Parameter(torch.randn(tokens, rank) / tokens**0.5)
         self.norm = nn.LayerNorm(tokens * rank)
-        self.mlp = MLP(tokens * rank, hidden, n_out * dim, gain=PRODUCTS_START)
+        self.mlp = MLP(tokens * rank, hidden, n_out * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, n_out, D]."""

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """Linear, tanh-GELU, Linear: [..., dim_in] -> [..., dim_out].
 
-    Starts with zero biases and keeps the size of unit inputs (times `gain`): ids enter the model
+    Starts with zero biases and keeps the size of unit inputs: ids enter the model
     two orders smaller than torch's default biases, which would drown them and make the first
     layer the same for every sample. FLOPs: 2 * hidden * (dim_in + dim_out) a row.
     """
 
-    def __init__(self, dim_in: int, hidden: int, dim_out: int, *, gain: float = 1.0) -> None:
+    def __init__(self, dim_in: int, hidden: int, dim_out: int) -> None:
         super().__init__()
         self.up = nn.Linear(dim_in, hidden)
         self.down = nn.Linear(hidden, dim_out)
         nn.init.normal_(self.up.weight, std=dim_in**-0.5)
-        nn.init.normal_(self.down.weight, std=gain * 1.5 * hidden**-0.5)  # GELU keeps 2/3 of rms
+        nn.init.normal_(self.down.weight, std=1.5 * hidden**-0.5)  # GELU keeps 2/3 of rms
         nn.init.zeros_(self.up.bias)
         nn.init.zeros_(self.down.bias)
 

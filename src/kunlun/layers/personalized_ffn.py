@@ -30,7 +30,7 @@ class PersonalizedFFNConfig(Config):
     norm: Literal["sandwich", "bare"] = "sandwich"  # RMSNorm(GDPA(LN S) + LN S) + S, or GDPA(S) + S
 
     def __post_init__(self) -> None:
-        at_least_one("ffn", rows=self.rows)
+        at_least_one("ffn.", rows=self.rows)
         if self.scale == 0 or self.out_scale == 0:
             raise ConfigError(
                 "ffn: scale and out_scale must not be 0; kind 'none' removes the block"

@@ -27,7 +27,7 @@ class PoolingConfig(Config):
     rank: int = 8  # k, terms of the Kronecker sum
 
     def __post_init__(self) -> None:
-        at_least_one("pooling", seeds=self.seeds, tokens=self.tokens, rank=self.rank)
+        at_least_one("pooling.", seeds=self.seeds, tokens=self.tokens, rank=self.rank)
         if self.kind == "hsp" and self.seeds <= self.tokens:
             raise ConfigError(
                 f"seeds ({self.seeds}) must exceed tokens ({self.tokens}); HSP compresses"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,19 +16,27 @@ from kunlun.features.schema import Schema
 from kunlun.models import MODELS
 
 
-def build(schema: Schema, section: Mapping[str, Any], source: str) -> nn.Module:
-    """The model that a `model:` section describes: `name` plus the keys of its configuration.
+def resolve(section: Mapping[str, Any], source: str) -> tuple[type[nn.Module], Any]:
+    """The class and the configuration that a `model:` section describes: `name` plus its keys.
 
     Raises ConfigError naming `source` and the key.
     """
     values = dict(section)
     name = values.pop("name", "kunlun")
     if name not in MODELS:
+        near = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
         raise ConfigError(
-            f"{source}: model.name '{name}' does not exist; known: {', '.join(MODELS)}"
+            f"{source}: model.name '{name}' does not exist; {hint}known: {', '.join(MODELS)}"
         )
     config_class, model_class = MODELS[name]
-    return model_class(schema, parse(config_class, values, f"{source}: model"))
+    return model_class, parse(config_class, values, f"{source}: model")
+
+
+def build(schema: Schema, section: Mapping[str, Any], source: str) -> nn.Module:
+    """The model of a `model:` section for this schema. Raises ConfigError as `resolve` does."""
+    model_class, config = resolve(section, source)
+    return model_class(schema, config)
 
 
 def name_of(model: nn.Module) -> str:

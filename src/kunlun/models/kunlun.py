@@ -55,7 +55,7 @@ class TowerConfig(Config):
 
     def __post_init__(self) -> None:
         sizes = {"layers": self.layers, "history": self.history, "window": self.window}
-        at_least_one("tower", dim=self.dim, heads=self.heads, **sizes)
+        at_least_one("tower.", dim=self.dim, heads=self.heads, **sizes)
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(
                 f"tower: dim ({self.dim}) over heads ({self.heads}) must be an even whole number"
@@ -79,8 +79,8 @@ class KunlunConfig(Config):
     user_only: bool = False  # sequences personalized by user and context tokens: once per request
 
     def __post_init__(self) -> None:
-        at_least_one("model", dim=self.dim, layers=self.layers, n_sum=self.n_sum)
-        at_least_one("model", head_hidden=self.head_hidden)
+        at_least_one("", dim=self.dim, layers=self.layers, n_sum=self.n_sum)
+        at_least_one("", head_hidden=self.head_hidden)
 
     def towers(self, schema: Schema) -> dict[str, TowerConfig]:
         """The resolved tower of every event type. Raises ConfigError for an unknown type or key."""

@@ -116,20 +116,7 @@ def load_run_config(preset_or_file: str | Path, overrides: Sequence[str] = ()) -
     if "data" not in values:
         raise ConfigError(f"{source}: data is missing; add data=DIR (see `kunlun data prepare`)")
     config = parse(RunConfig, values, source)
-    check_model_section(config.model, source)
+    from kunlun.models.io import resolve  # torch: seconds, and only here
+
+    resolve(config.model, source)  # a wrong model section is refused before any data is read
     return config
-
-
-def check_model_section(section: dict[str, Any], source: str) -> None:
-    """Raises ConfigError if the model does not exist or refuses a key or value of its section."""
-    from kunlun.models import MODELS
-
-    values = dict(section)
-    name = values.pop("name", "kunlun")
-    if name not in MODELS:
-        near = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ConfigError(
-            f"{source}: model.name '{name}' does not exist; {hint}known: {', '.join(MODELS)}"
-        )
-    parse(MODELS[name][0], values, f"{source}: model")

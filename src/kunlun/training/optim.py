@@ -138,5 +138,5 @@ class Optimizers:
 
 
 def _is_decayed(name: str, weight: Tensor) -> bool:
-    """Decay pulls matrices towards zero; gains, biases and other vectors mean something there."""
-    return weight.ndim > 1 and not name.rpartition(".")[2].endswith("bias")
+    """Decay pulls matrices towards zero; gains, biases and default tokens mean something there."""
+    return weight.ndim > 1 and not name.rpartition(".")[2].endswith(("bias", "default"))
