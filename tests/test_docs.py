@@ -20,6 +20,7 @@ from kunlun.features import schema
 ROOT = Path(__file__).parent.parent
 SCHEMA_PAGE = (ROOT / "docs" / "schema.md").read_text()
 CLI_PAGE = (ROOT / "docs" / "cli.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {
     "Top level": schema.Schema,
     **{kind.__name__: kind for kind in (schema.Tables, schema.Table, schema.Split, schema.Label)},
@@ -80,6 +81,14 @@ def _refresh_module() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_pasted_block_is_empty(page: Path) -> None:
+    """Only that something was pasted, not that it is of today."""
+    blocks = _refresh_module().BLOCK.findall(page.read_text())
+    empty = [what for _, what, body in blocks if not body.strip()]
+    assert not empty, f"{page.name}: nothing was pasted yet for {empty}; run `make docs`"
 
 
 def test_refresh_replaces_blocks_and_keeps_a_failed_table(tmp_path: Path) -> None:
