@@ -38,7 +38,7 @@ def study(logs: Path, work: Path, seeds: int) -> dict[str, Any]:
 
     cells = []
     for table, schema in SCHEMAS.items():
-        place = work / f"{Path(schema).stem}-{_mark(EXAMPLES / schema, logs)}"
+        place = work / f"{Path(schema).stem}-{_mark(logs)}"
         data = place / "data"
         if not data.exists():
             prepare(EXAMPLES / schema, data, root=logs)
@@ -57,10 +57,10 @@ def study(logs: Path, work: Path, seeds: int) -> dict[str, Any]:
     }
 
 
-def _mark(schema: Path, logs: Path) -> str:
-    """Changes with the schema and with any of the logs."""
-    digest = hashlib.sha256(schema.read_bytes())
-    for path in sorted(logs.glob("*.parquet")):
+def _mark(logs: Path) -> str:
+    """Changes with the schemas (one extends the other) and with any of the logs."""
+    digest = hashlib.sha256()
+    for path in [*sorted(EXAMPLES.glob("*.yaml")), *sorted(logs.glob("*.parquet"))]:
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
