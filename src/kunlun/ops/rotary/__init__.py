@@ -14,7 +14,7 @@ def rotary(x: Tensor, angle: Tensor) -> Tensor:
 
     The scalar product of two rotated rows depends on the difference of their angles only, which
     is how queries and keys learn about positions or times (rotary temporal embedding, paper
-    4.3.2; the angles are the caller's).
+    4.2; the angles are the caller's).
 
     Cost: 3 * L * H * D element-wise operations, not counted as FLOPs; reads x and writes the
     result once, 2 * L * H * D elements.

@@ -25,7 +25,7 @@ def window_attention(
 ) -> Tensor:
     """Softmax attention of each packed sequence with itself, over |i - j| <= window.
 
-    Linear in the sequence length, for histories where what is near in time matters (paper 4.3.2,
+    Linear in the sequence length, for histories where what is near in time matters (paper 4.3.3,
     sliding window attention). A window wider than a sequence is full attention.
 
     Cost: 4 * H * D * pairs FLOPs forward and 2.5 times that backward, where a sequence of T rows
