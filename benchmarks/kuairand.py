@@ -46,6 +46,7 @@ def study(logs: Path, work: Path, seeds: int) -> dict[str, Any]:
             config = load_run_config("kuairand", [f"data={data}", f"train.seed={seed}"])
             run = train(config, out=place / f"seed{seed}", resume=True)
             environment = json.loads((run / "env.json").read_text())
+            del environment["data"]["path"]  # a place on this machine
             cells.append(
                 {"table": table, "seed": seed, "git_commit": environment["git_commit"]}
                 | json.loads((run / "summary.json").read_text())
