@@ -91,7 +91,7 @@ class Trainer:
         self.validation = source.make_loader(dataset, "valid", settings)
         steps = math.ceil(settings.epochs * len(self.loader))
         self.total = min(steps, settings.max_steps or steps)
-        self.evaluate_every = max(1, round(settings.evaluate_every * len(self.loader)))
+        self.evaluate_every = math.ceil(settings.evaluate_every * len(self.loader))
         self.checkpoint_every = settings.checkpoint_every or self.evaluate_every
         weights = [self.schema.labels[task].weight for task in self.schema.tasks]
         self.task_weights = torch.tensor(weights, device=self.device)
