@@ -16,7 +16,7 @@ from kunlun.errors import DataError, RunError
 from kunlun.metrics.ne import entropy
 from kunlun.models import io
 from kunlun.training import predictions
-from kunlun.training.compare import compare
+from kunlun.training.compare import _loss, compare
 from kunlun.training.evaluate import evaluate, evaluation_name, predict
 from kunlun.training.scoring import Scored
 from kunlun.training.trainer import train
@@ -284,3 +284,9 @@ def test_compare_refuses_other_rows_and_missing_predictions(tmp_path):
         compare(a, b)
     with pytest.raises(RunError, match=r"no predictions; run `kunlun evaluate .*/c` first"):
         compare(a, tmp_path / "c")
+
+
+def test_saturated_probabilities_give_a_large_finite_loss() -> None:
+    loss = _loss(np.array([1.0, 0.0, 0.25]), np.array([0.0, 1.0, 0.0]))
+    assert loss[:2] == pytest.approx(53 * np.log(2))
+    assert loss[2] == pytest.approx(-np.log(0.75))

@@ -145,8 +145,9 @@ class _Ranks:
 
 
 def _loss(p: F64, y: F64) -> F64:
-    with np.errstate(divide="ignore"):
-        return -np.log(np.where(y > 0.5, p, 1 - p))
+    """Per row; a probability that has saturated counts as one step of float64 away from 0 or 1,
+    or one wrong row would make every mean infinite and a draw without it undefined."""
+    return -np.log(np.maximum(np.where(y > 0.5, p, 1 - p), np.finfo(np.float64).epsneg))
 
 
 def _measure(pair: list[F64], y: F64, w: F64) -> F64:
