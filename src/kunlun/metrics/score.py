@@ -5,6 +5,7 @@ Shapes: B rows of one task.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,13 +72,13 @@ class ScoreMetric(Metric):
             return Score(None, f"{int(self.bad)} predictions are NaN")
         return self.score()
 
+    @abstractmethod
     def add(self, logits: Tensor, labels: Tensor, weights: Tensor, groups: Tensor | None) -> None:
         """Accumulate counted rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self) -> Score:
         """The score of the accumulated states."""
-        raise NotImplementedError
 
 
 def joined(state: Any, like: torch.dtype) -> Tensor:
