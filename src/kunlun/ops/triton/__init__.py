@@ -1,0 +1,77 @@
+"""The Triton backend: what it can run, and what its kernels share.
+
+Nothing here imports Triton before a kernel is asked for. `activations` and `tiles` hold device
+functions and are imported by the operators' `kernels` modules only, which in turn are imported
+when an operator runs on this backend.
+
+With TRITON_INTERPRET=1 in the environment when the kernels are first imported they run in Triton's
+interpreter, slowly and on CPU tensors as well: that is how they are tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import lru_cache
+
+import torch
+
+OPERATORS = ("gdpa",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_WIDTH = 128  # channels a head; wider tiles do not fit the registers
+OLDEST = (3, 6)
+OLDEST_GPU = (8, 0)
+
+
+def why_not(
+    operator: str, device: torch.device, dtype: torch.dtype | None, width: int | None = None
+) -> str | None:
+    """Why the kernels cannot run this; None if they can. Unknown dtype or width: any that fits."""
+    if operator not in OPERATORS:
+        return f"this release has no triton {operator}"
+    if device.type not in ("cuda", "cpu"):
+        return f"the triton kernels need CUDA and the device is {device.type}"
+    if dtype is not None and dtype not in DTYPES:
+        return f"the triton kernels compute float32, bfloat16 and float16 and the dtype is {dtype}"
+    if width is not None and width > MAX_WIDTH:
+        return f"the triton kernels take heads of {MAX_WIDTH} channels at most, not {width}"
+    if device.type == "cpu":
+        return None if interpreted() else "the triton kernels need CUDA and the device is cpu"
+    return _why_not_installed() or _why_not_gpu(device.index)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def interpreted() -> bool:
+    """Whether this process runs the kernels in Triton's interpreter."""
+    if _why_not_installed() is not None:
+        return False
+    tiles = importlib.import_module("kunlun.ops.triton.tiles")
+    interpreted: bool = tiles.INTERPRETED
+    return interpreted
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _why_not_installed() -> str | None:
+    return _check_installed()
+
+
+@lru_cache(maxsize=1)
+def _check_installed() -> str | None:
+    try:
+        version = str(importlib.import_module("triton").__version__)
+    except ImportError as error:
+        return f"triton is not installed: {error}"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"the kernels need triton {OLDEST[0]}.{OLDEST[1]} or newer and this is {version}"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _why_not_gpu(index: int | None) -> str | None:
+    if torch.version.hip is not None:
+        return "the triton kernels are written for NVIDIA GPUs"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < OLDEST_GPU:
+        return f"the triton kernels need compute capability 8.0 and this GPU has {capability}"
+    return None
