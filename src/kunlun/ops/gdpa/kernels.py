@@ -1,0 +1,487 @@
+"""GDPA on NVIDIA GPUs: Triton kernels, their tile sizes, and the functions that launch them.
+
+Every sample runs on the kernel that suits its own number of keys, so that its bits do not depend
+on its neighbours: the work lists of kunlun.ops.triton.tiles sort samples into buckets on the
+device (<= 64, <= 128, <= 256 keys, more), one launch a bucket, and an empty bucket costs a launch
+that returns at once. Neither lengths nor offsets are read by the host.
+
+Forward: an item is SPAN query rows of one sample and head. Short keys and values stay in shared
+memory while tiles of queries stream by; long ones are looped over.
+Backward, without atomics, every element stored by one program:
+    keys <= 128   one program owns a sample's dk and dv and streams the queries; each dq tile is
+                  complete where it is made (5 products)
+    more keys     dk and dv by tiles of keys, then dq by tiles of queries (4 + 3 products)
+Scores are made again in the backward. Products accumulate in float32; float32 inputs go through
+the tensor cores as three TF32 products (errors near 2^-22), not one.
+
+Rows past a sample's end are loaded as zeros: they score 0, activate to 0 and meet zero rows, so no
+mask is laid over the scores. Legend: BM queries and BN keys a tile, D channels, WIDTH their tile.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kunlun.ops.triton.activations import NUM_CODES, activate, activate_both, codes
+from kunlun.ops.triton.tiles import (
+    Tiles,
+    grid,
+    load_rows,
+    sample_rows,
+    store_rows,
+    width_of,
+    work_list,
+)
+
+BUCKETS = (64, 128, 256, None)  # keys a sample; None: any more
+SLICE = 2048  # query rows an item of the backward of few keys
+SPAN = 512  # query rows an item of the forward: tiles that share one load of the keys
+
+
+class Table(NamedTuple):
+    """Tile sizes of one head width and item size."""
+
+    forward: tuple[Tiles, Tiles, Tiles, Tiles]  # a bucket
+    whole: tuple[Tiles, Tiles]  # backward of the first two buckets
+    keys: Tiles  # backward of more keys: dk and dv
+    queries: Tiles  # and dq
+
+
+# By (bytes an element, widest head). Registers and shared memory are those that
+# tests/ops/test_triton_aot.py asserts.
+TABLES = {
+    (2, 64): Table(
+        forward=(
+            Tiles(128, 64, 8, 2, 2),
+            Tiles(128, 128, 8, 2, 2),
+            Tiles(128, 256, 8, 2, 1),
+            Tiles(128, 64, 8, 3, 2),
+        ),
+        whole=(Tiles(64, 64, 4, 2, 2), Tiles(64, 128, 8, 2, 1)),
+        keys=Tiles(64, 128, 8, 2, 1),
+        queries=Tiles(128, 64, 8, 2, 2),
+    ),
+    (2, 128): Table(
+        forward=(
+            Tiles(128, 64, 8, 2, 1),
+            Tiles(128, 128, 8, 2, 1),
+            Tiles(128, 256, 8, 2, 1),
+            Tiles(128, 64, 8, 3, 1),
+        ),
+        whole=(Tiles(64, 64, 4, 1, 1), Tiles(64, 128, 8, 1, 1)),
+        keys=Tiles(64, 64, 8, 2, 1),
+        queries=Tiles(128, 64, 8, 2, 1),
+    ),
+    (4, 64): Table(
+        forward=(
+            Tiles(64, 64, 8, 2, 1),
+            Tiles(64, 64, 8, 2, 1),
+            Tiles(64, 64, 8, 2, 1),
+            Tiles(64, 64, 8, 2, 1),
+        ),
+        whole=(Tiles(64, 64, 8, 1, 1), Tiles(64, 128, 8, 1, 1)),
+        keys=Tiles(64, 64, 8, 1, 1),
+        queries=Tiles(64, 64, 8, 1, 1),
+    ),
+    (4, 128): Table(
+        forward=(
+            Tiles(64, 64, 8, 1, 1),
+            Tiles(64, 64, 8, 1, 1),
+            Tiles(64, 64, 8, 1, 1),
+            Tiles(64, 64, 8, 1, 1),
+        ),
+        whole=(Tiles(32, 64, 8, 1, 1), Tiles(32, 128, 8, 1, 1)),
+        keys=Tiles(32, 64, 8, 1, 1),
+        queries=Tiles(64, 32, 8, 1, 1),
+    ),
+}
+
+
+def table_of(dtype: torch.dtype, width: int) -> Table:
+    """The tile sizes for heads of `width` channels, a power of two."""
+    return TABLES[dtype.itemsize, 64 if width <= 64 else 128]
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    kv_offsets: Tensor,
+    names: list[str],
+    scale: float,
+    out_scale: float,
+) -> Tensor:
+    """[Lq, H, D]; see kunlun.ops.gdpa."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    q_offsets, kv_offsets = q_offsets.contiguous(), kv_offsets.contiguous()
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    heads, width = q.shape[1], width_of(q.shape[2])
+    acts, head_codes = _activations(names, q.device)
+    work = work_list(
+        q_offsets, len(q), SPAN, work=kv_offsets, bucket_by=kv_offsets, buckets=len(BUCKETS)
+    )
+    for b, tiles in enumerate(table_of(q.dtype, width).forward):
+        if work.bound == 0 or not _possible(b, k):
+            continue
+        forward_kernel[grid(q.device, tiles.programs, work.bound * heads)](
+            *(q, k, v, out, q_offsets, kv_offsets, work.items[b], head_codes),
+            *(scale, out_scale, len(q), len(k), heads, heads // k.shape[1]),
+            *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2]),
+            **forward_constants(tiles, b, q.shape[2], acts),
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )
+    return out
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_offsets: Tensor,
+    kv_offsets: Tensor,
+    names: list[str],
+    scale: float,
+    out_scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) from grad [Lq, H, D]."""
+    grad, q, k, v = _rows(grad), _rows(q), _rows(k), _rows(v)
+    q_offsets, kv_offsets = q_offsets.contiguous(), kv_offsets.contiguous()
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    heads, kv_heads, width = q.shape[1], k.shape[1], width_of(q.shape[2])
+    acts, head_codes = _activations(names, q.device)
+    table = table_of(q.dtype, width)
+    share = heads // kv_heads
+    offsets = (q_offsets, kv_offsets)
+    strides = [x.stride(axis) for x in (q, k, v, grad, dq, dk, dv) for axis in (0, 1)]
+    numbers = (scale, out_scale, len(q), len(k))
+
+    # One item a sample, or a slice of its queries if those are many.
+    work = work_list(q_offsets, len(q), SLICE, bucket_by=kv_offsets, buckets=3, at_least_one=True)
+    for b, tiles in enumerate(table.whole):
+        if not _possible(b, k):
+            continue
+        # Samples of several slices come first in the list and have fewer than 2 Lq / SLICE.
+        slots = 2 * len(q) // SLICE if len(q) > SLICE else 0
+        shape = (slots, 2, kv_heads, tiles.keys, q.shape[2])
+        partials = torch.empty(shape, dtype=torch.float32, device=q.device)
+        keys_kernel[grid(q.device, tiles.programs, work.bound * kv_heads)](
+            *(q, k, v, grad, dq, dk, dv, *offsets, partials, work.items[b], head_codes),
+            *(*numbers, kv_heads, share, *strides, SLICE),
+            **keys_constants(tiles, True, q.shape[2], acts),
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
+        )
+        if slots:
+            sum_kernel[grid(q.device, 4, slots * kv_heads)](
+                *(partials, dk, dv, q_offsets, kv_offsets, work.items[b]),
+                *(slots, len(q), len(k), kv_heads, *dk.stride()[:2], *dv.stride()[:2], SLICE),
+                **{"BN": tiles.keys, "D": q.shape[2], "WIDTH": width},
+            )
+    if not _possible(2, k):
+        return dq, dk, dv
+    work = work_list(
+        kv_offsets, len(k), table.keys.keys, work=q_offsets, bucket_by=kv_offsets, buckets=3
+    )
+    keys_kernel[grid(q.device, table.keys.programs, work.bound * kv_heads)](
+        *(q, k, v, grad, dq, dk, dv, *offsets, q, work.items[2], head_codes),
+        *(*numbers, kv_heads, share, *strides, SLICE),
+        **keys_constants(table.keys, False, q.shape[2], acts),
+        num_warps=table.keys.warps,
+        num_stages=table.keys.stages,
+    )
+    if len(q) == 0:
+        return dq, dk, dv
+    work = work_list(
+        q_offsets, len(q), table.queries.rows, work=kv_offsets, bucket_by=kv_offsets, buckets=3
+    )
+    queries_kernel[grid(q.device, table.queries.programs, work.bound * heads)](
+        *(q, k, v, grad, dq, *offsets, work.items[2], head_codes),
+        *(*numbers, heads, share, *strides[:10]),
+        **constants(table.queries, q.shape[2], acts),
+        num_warps=table.queries.warps,
+        num_stages=table.queries.stages,
+    )
+    return dq, dk, dv
+
+
+def _possible(bucket: int, k: Tensor) -> bool:
+    """Whether a sample can have as many keys: what the host knows without asking."""
+    return bucket == 0 or len(k) > 32 << bucket
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[rows, heads, channels] with channels side by side."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _activations(names: list[str], device: torch.device) -> tuple[int, Tensor]:
+    """The set of codes as bits, and the code of each head."""
+    by_head = codes(names)
+    bits = 0
+    for code in by_head:
+        bits |= 1 << code
+    return bits, _on_device(by_head, device)
+
+
+@lru_cache(maxsize=64)
+def _on_device(by_head: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(by_head, dtype=torch.int32, device=device)
+
+
+def forward_constants(tiles: Tiles, bucket: int, channels: int, acts: int) -> dict[str, object]:
+    """Compile-time arguments of forward_kernel."""
+    limit = BUCKETS[bucket]
+    return {
+        "RESIDENT": limit is not None and tiles.keys >= limit,
+        "SPAN": SPAN,
+        **constants(tiles, channels, acts),
+    }
+
+
+def keys_constants(tiles: Tiles, whole: bool, channels: int, acts: int) -> dict[str, object]:
+    """Compile-time arguments of keys_kernel."""
+    return {"WHOLE": whole, **constants(tiles, channels, acts)}
+
+
+def constants(tiles: Tiles, channels: int, acts: int) -> dict[str, object]:
+    """Compile-time arguments all kernels take."""
+    return {
+        "D": channels,
+        "WIDTH": width_of(channels),
+        "ACTS": acts,
+        "BM": tiles.rows,
+        "BN": tiles.keys,
+    }
+
+
+@triton.jit
+def _product(a, b):
+    return tl.dot(a, b, input_precision="tf32x3")
+
+
+@triton.jit
+def _add_product(a, b, total):
+    return tl.dot(a, b, total, input_precision="tf32x3")
+
+
+@triton.jit
+def _item(items, item, heads):
+    """(sample, first row, head) of an item; heads of one tile are neighbours."""
+    place = items + 1 + 2 * (item // heads)
+    return tl.load(place), tl.load(place + 1), item % heads
+
+
+@triton.jit(do_not_specialize=["num_q", "num_k"])
+def forward_kernel(
+    q, k, v, out, q_offsets, kv_offsets, items, head_codes, scale, out_scale, num_q, num_k,
+    heads, share, q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
+    ACTS: tl.constexpr, RESIDENT: tl.constexpr, SPAN: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    for item in range(tl.program_id(0), tl.load(items) * heads, tl.num_programs(0)):
+        sample, first, head = _item(items, item, heads)
+        start, length = sample_rows(q_offsets, sample, num_q)
+        kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
+        q_base = q + start * q_row + head.to(tl.int64) * q_head
+        out_base = out + start * out_row + head.to(tl.int64) * out_head
+        kv_head = (head // share).to(tl.int64)
+        k_base = k + kv_start * k_row + kv_head * k_head
+        v_base = v + kv_start * v_row + kv_head * v_head
+        code = tl.load(head_codes + head)
+        for ACT in tl.static_range(NUM_CODES):
+            # A constant unless heads differ.
+            if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
+                _forward_span(
+                    q_base, k_base, v_base, out_base, q_row, k_row, v_row, out_row,
+                    first, length, kv_length, scale, out_scale,
+                    ACT, RESIDENT, SPAN, BM, BN, D, WIDTH,
+                )  # fmt: skip
+
+
+@triton.jit
+def _forward_span(
+    q_base, k_base, v_base, out_base, q_row, k_row, v_row, out_row,
+    first, length, kv_length, scale, out_scale,
+    ACT: tl.constexpr, RESIDENT: tl.constexpr, SPAN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    last = tl.minimum(first + SPAN, length)
+    if RESIDENT:
+        k_tile = load_rows(k_base, k_row, 0, kv_length, BN, D, WIDTH)
+        v_tile = load_rows(v_base, v_row, 0, kv_length, BN, D, WIDTH)
+        for row in range(first, last, BM):
+            q_tile = load_rows(q_base, q_row, row, length, BM, D, WIDTH)
+            scores = _product(q_tile, tl.trans(k_tile)) * scale
+            total = _product(activate(scores, ACT).to(v_tile.dtype), v_tile)
+            store_rows(out_base, out_row, row, length, total * out_scale, BM, D, WIDTH)
+    else:
+        for row in range(first, last, BM):
+            q_tile = load_rows(q_base, q_row, row, length, BM, D, WIDTH)
+            total = tl.zeros([BM, WIDTH], tl.float32)
+            for key in range(0, kv_length, BN):
+                k_tile = load_rows(k_base, k_row, key, kv_length, BN, D, WIDTH)
+                v_tile = load_rows(v_base, v_row, key, kv_length, BN, D, WIDTH)
+                scores = _product(q_tile, tl.trans(k_tile)) * scale
+                total = _add_product(activate(scores, ACT).to(v_tile.dtype), v_tile, total)
+            store_rows(out_base, out_row, row, length, total * out_scale, BM, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["num_q", "num_k"])
+def keys_kernel(
+    q, k, v, grad, dq, dk, dv, q_offsets, kv_offsets, partials, items, head_codes, scale,
+    out_scale, num_q, num_k, kv_heads, share, q_row, q_head, k_row, k_head, v_row, v_head,
+    grad_row, grad_head, dq_row, dq_head, dk_row, dk_head, dv_row, dv_head, slice_rows,
+    ACTS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a tile of keys; with WHOLE these are all keys, and dq is stored, too."""
+    for item in range(tl.program_id(0), tl.load(items) * kv_heads, tl.num_programs(0)):
+        sample, first, kv_head = _item(items, item, kv_heads)
+        start, length = sample_rows(q_offsets, sample, num_q)
+        kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
+        if WHOLE:
+            key = 0
+            last = tl.minimum(first + slice_rows, length)
+        else:
+            key = first
+            first = 0
+            last = length
+        k_base = k + kv_start * k_row + kv_head.to(tl.int64) * k_head
+        v_base = v + kv_start * v_row + kv_head.to(tl.int64) * v_head
+        k_tile = load_rows(k_base, k_row, key, kv_length, BN, D, WIDTH)
+        v_tile = load_rows(v_base, v_row, key, kv_length, BN, D, WIDTH)
+        dk_tile = tl.zeros([BN, WIDTH], tl.float32)
+        dv_tile = tl.zeros([BN, WIDTH], tl.float32)
+        for i in range(0, share):
+            head = (kv_head * share + i).to(tl.int64)
+            q_base = q + start * q_row + head * q_head
+            grad_base = grad + start * grad_row + head * grad_head
+            dq_base = dq + start * dq_row + head * dq_head
+            code = tl.load(head_codes + head)
+            for ACT in tl.static_range(NUM_CODES):
+                # A constant unless heads differ.
+                if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
+                    dk_tile, dv_tile = _add_queries(
+                        k_tile, v_tile, dk_tile, dv_tile, q_base, grad_base, dq_base,
+                        q_row, grad_row, dq_row, first, last, length, scale, out_scale,
+                        ACT, WHOLE, BM, D, WIDTH,
+                    )  # fmt: skip
+        dk_tile *= scale * out_scale
+        dv_tile *= out_scale
+        if WHOLE and length > slice_rows:
+            slot = (item // kv_heads).to(tl.int64) * 2 * kv_heads + kv_head
+            at = partials + slot * BN * D
+            store_rows(at, D, 0, kv_length, dk_tile, BN, D, WIDTH)
+            store_rows(at + kv_heads * BN * D, D, 0, kv_length, dv_tile, BN, D, WIDTH)
+        else:
+            dk_base = dk + kv_start * dk_row + kv_head.to(tl.int64) * dk_head
+            dv_base = dv + kv_start * dv_row + kv_head.to(tl.int64) * dv_head
+            store_rows(dk_base, dk_row, key, kv_length, dk_tile, BN, D, WIDTH)
+            store_rows(dv_base, dv_row, key, kv_length, dv_tile, BN, D, WIDTH)
+
+
+@triton.jit
+def _add_queries(
+    k_tile, v_tile, dk_tile, dv_tile, q_base, grad_base, dq_base,
+    q_row, grad_row, dq_row, first, last, length, scale, out_scale,
+    ACT: tl.constexpr, WHOLE: tl.constexpr,
+    BM: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Adds queries first .. last - 1 to dk and dv. Keys are the rows of all products but dq's."""
+    for row in range(first, last, BM):
+        q_tile = load_rows(q_base, q_row, row, length, BM, D, WIDTH)
+        grad_tile = load_rows(grad_base, grad_row, row, length, BM, D, WIDTH)
+        scores = _product(k_tile, tl.trans(q_tile)) * scale
+        weights, slope = activate_both(scores, ACT)
+        dv_tile = _add_product(weights.to(q_tile.dtype), grad_tile, dv_tile)
+        slope *= _product(v_tile, tl.trans(grad_tile))
+        d_scores = slope.to(q_tile.dtype)
+        dk_tile = _add_product(d_scores, q_tile, dk_tile)
+        if WHOLE:
+            dq_tile = _product(tl.trans(d_scores), k_tile) * (scale * out_scale)
+            store_rows(dq_base, dq_row, row, length, dq_tile, BM, D, WIDTH)
+    return dk_tile, dv_tile
+
+
+@triton.jit(do_not_specialize=["slots", "num_q", "num_k"])
+def sum_kernel(
+    partials, dk, dv, q_offsets, kv_offsets, items, slots, num_q, num_k, kv_heads, dk_row,
+    dk_head, dv_row, dv_head, slice_rows,
+    BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of samples of several slices, summed in the order of the slices."""
+    count = tl.minimum(tl.load(items), slots)
+    for item in range(tl.program_id(0), count * kv_heads, tl.num_programs(0)):
+        sample, first, kv_head = _item(items, item, kv_heads)
+        _, length = sample_rows(q_offsets, sample, num_q)
+        if (first == 0) & (length > slice_rows):
+            kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
+            dk_tile = tl.zeros([BN, WIDTH], tl.float32)
+            dv_tile = tl.zeros([BN, WIDTH], tl.float32)
+            for i in range(0, tl.cdiv(length, slice_rows)):
+                slot = (item // kv_heads + i).to(tl.int64) * 2 * kv_heads + kv_head
+                at = partials + slot * BN * D
+                dk_tile += load_rows(at, D, 0, kv_length, BN, D, WIDTH)
+                dv_tile += load_rows(at + kv_heads * BN * D, D, 0, kv_length, BN, D, WIDTH)
+            dk_base = dk + kv_start * dk_row + kv_head.to(tl.int64) * dk_head
+            dv_base = dv + kv_start * dv_row + kv_head.to(tl.int64) * dv_head
+            store_rows(dk_base, dk_row, 0, kv_length, dk_tile, BN, D, WIDTH)
+            store_rows(dv_base, dv_row, 0, kv_length, dv_tile, BN, D, WIDTH)
+
+
+@triton.jit(do_not_specialize=["num_q", "num_k"])
+def queries_kernel(
+    q, k, v, grad, dq, q_offsets, kv_offsets, items, head_codes, scale, out_scale, num_q, num_k,
+    heads, share, q_row, q_head, k_row, k_head, v_row, v_head, grad_row, grad_head, dq_row,
+    dq_head,
+    ACTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """dq of a tile of queries that reads all keys."""
+    for item in range(tl.program_id(0), tl.load(items) * heads, tl.num_programs(0)):
+        sample, first, head = _item(items, item, heads)
+        start, length = sample_rows(q_offsets, sample, num_q)
+        kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
+        q_base = q + start * q_row + head.to(tl.int64) * q_head
+        grad_base = grad + start * grad_row + head.to(tl.int64) * grad_head
+        dq_base = dq + start * dq_row + head.to(tl.int64) * dq_head
+        kv_head = (head // share).to(tl.int64)
+        k_base = k + kv_start * k_row + kv_head * k_head
+        v_base = v + kv_start * v_row + kv_head * v_head
+        q_tile = load_rows(q_base, q_row, first, length, BM, D, WIDTH)
+        grad_tile = load_rows(grad_base, grad_row, first, length, BM, D, WIDTH)
+        dq_tile = tl.zeros([BM, WIDTH], tl.float32)
+        code = tl.load(head_codes + head)
+        for ACT in tl.static_range(NUM_CODES):
+            # A constant unless heads differ.
+            if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
+                dq_tile = _add_keys(
+                    q_tile, grad_tile, dq_tile, k_base, v_base, k_row, v_row, kv_length,
+                    scale, ACT, BN, D, WIDTH,
+                )  # fmt: skip
+        dq_tile *= scale * out_scale
+        store_rows(dq_base, dq_row, first, length, dq_tile, BM, D, WIDTH)
+
+
+@triton.jit
+def _add_keys(
+    q_tile, grad_tile, dq_tile, k_base, v_base, k_row, v_row, kv_length, scale,
+    ACT: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    for key in range(0, kv_length, BN):
+        k_tile = load_rows(k_base, k_row, key, kv_length, BN, D, WIDTH)
+        v_tile = load_rows(v_base, v_row, key, kv_length, BN, D, WIDTH)
+        scores = _product(q_tile, tl.trans(k_tile)) * scale
+        _, slope = activate_both(scores, ACT)
+        slope *= _product(grad_tile, tl.trans(v_tile))
+        dq_tile = _add_product(slope.to(k_tile.dtype), k_tile, dq_tile)
+    return dq_tile
