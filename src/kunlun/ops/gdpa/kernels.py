@@ -28,11 +28,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kunlun.ops.triton.activations import NUM_CODES, activate, activate_both, codes
+from kunlun.ops.triton.activations import activate_head, activate_head_both, codes
 from kunlun.ops.triton.tiles import (
     Tiles,
     grid,
     load_rows,
+    moving,
     sample_rows,
     store_rows,
     width_of,
@@ -241,7 +242,8 @@ def forward_constants(tiles: Tiles, bucket: int, channels: int, acts: int) -> di
     """Compile-time arguments of forward_kernel."""
     limit = BUCKETS[bucket]
     return {
-        "RESIDENT": limit is not None and tiles.keys >= limit,
+        "RESIDENT": limit is not None and 2 * tiles.keys >= limit,
+        "PAIR": limit is not None and 2 * tiles.keys == limit,
         "SPAN": SPAN,
         **constants(tiles, channels, acts),
     }
@@ -274,65 +276,63 @@ def _add_product(a, b, total):
 
 
 @triton.jit
-def _item(items, item, heads):
-    """(sample, first row, head) of an item; heads of one tile are neighbours."""
-    place = items + 1 + 2 * (item // heads)
-    return tl.load(place), tl.load(place + 1), item % heads
+def _item(items, place, head):
+    """(sample, first row, head) of the pair at `place`; heads of one pair are neighbours."""
+    pair = items + 1 + 2 * place
+    return tl.load(pair), tl.load(pair + 1), head.to(tl.int64)
 
 
 @triton.jit(do_not_specialize=["num_q", "num_k"])
 def forward_kernel(
     q, k, v, out, q_offsets, kv_offsets, items, head_codes, scale, out_scale, num_q, num_k,
     heads, share, q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
-    ACTS: tl.constexpr, RESIDENT: tl.constexpr, SPAN: tl.constexpr, BM: tl.constexpr,
-    BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+    ACTS: tl.constexpr, RESIDENT: tl.constexpr, PAIR: tl.constexpr, SPAN: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    for item in range(tl.program_id(0), tl.load(items) * heads, tl.num_programs(0)):
-        sample, first, head = _item(items, item, heads)
+    # Without resident keys, tiles of a span have nothing to share.
+    parts: tl.constexpr = 1 if RESIDENT else SPAN // BM
+    count = tl.load(items) * parts * heads
+    for item in tl.range(tl.program_id(0), count, tl.num_programs(0), disable_licm=True):
+        sample, first, head = _item(items, item // (parts * heads), item % heads)
+        first += item // heads % parts * BM
         start, length = sample_rows(q_offsets, sample, num_q)
         kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
-        q_base = q + start * q_row + head.to(tl.int64) * q_head
-        out_base = out + start * out_row + head.to(tl.int64) * out_head
-        kv_head = (head // share).to(tl.int64)
+        kv_head = head // share
+        q_base = q + start * q_row + head * q_head
+        out_base = out + start * out_row + head * out_head
         k_base = k + kv_start * k_row + kv_head * k_head
         v_base = v + kv_start * v_row + kv_head * v_head
+        q_step, out_step = moving(q_row, sample), moving(out_row, sample)
+        k_step, v_step = moving(k_row, sample), moving(v_row, sample)
         code = tl.load(head_codes + head)
-        for ACT in tl.static_range(NUM_CODES):
-            # A constant unless heads differ.
-            if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
-                _forward_span(
-                    q_base, k_base, v_base, out_base, q_row, k_row, v_row, out_row,
-                    first, length, kv_length, scale, out_scale,
-                    ACT, RESIDENT, SPAN, BM, BN, D, WIDTH,
-                )  # fmt: skip
+        if RESIDENT:
+            last = tl.minimum(first + SPAN, length)
+            k_tile = load_rows(k_base, k_step, 0, kv_length, BN, D, WIDTH)
+            v_tile = load_rows(v_base, v_step, 0, kv_length, BN, D, WIDTH)
+            if PAIR:
+                k_next = load_rows(k_base, k_step, BN, kv_length, BN, D, WIDTH)
+                v_next = load_rows(v_base, v_step, BN, kv_length, BN, D, WIDTH)
+            for row in range(first, last, BM):
+                q_tile = load_rows(q_base, q_step, row, length, BM, D, WIDTH)
+                total = tl.zeros([BM, WIDTH], tl.float32)
+                total = _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS)
+                if PAIR:
+                    total = _add_read(q_tile, k_next, v_next, total, scale, code, ACTS)
+                store_rows(out_base, out_step, row, length, total * out_scale, BM, D, WIDTH)
+        elif first < length:
+            q_tile = load_rows(q_base, q_step, first, length, BM, D, WIDTH)
+            total = tl.zeros([BM, WIDTH], tl.float32)
+            for key in range(0, kv_length, BN):
+                k_tile = load_rows(k_base, k_step, key, kv_length, BN, D, WIDTH)
+                v_tile = load_rows(v_base, v_step, key, kv_length, BN, D, WIDTH)
+                total = _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS)
+            store_rows(out_base, out_step, first, length, total * out_scale, BM, D, WIDTH)
 
 
 @triton.jit
-def _forward_span(
-    q_base, k_base, v_base, out_base, q_row, k_row, v_row, out_row,
-    first, length, kv_length, scale, out_scale,
-    ACT: tl.constexpr, RESIDENT: tl.constexpr, SPAN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    last = tl.minimum(first + SPAN, length)
-    if RESIDENT:
-        k_tile = load_rows(k_base, k_row, 0, kv_length, BN, D, WIDTH)
-        v_tile = load_rows(v_base, v_row, 0, kv_length, BN, D, WIDTH)
-        for row in range(first, last, BM):
-            q_tile = load_rows(q_base, q_row, row, length, BM, D, WIDTH)
-            scores = _product(q_tile, tl.trans(k_tile)) * scale
-            total = _product(activate(scores, ACT).to(v_tile.dtype), v_tile)
-            store_rows(out_base, out_row, row, length, total * out_scale, BM, D, WIDTH)
-    else:
-        for row in range(first, last, BM):
-            q_tile = load_rows(q_base, q_row, row, length, BM, D, WIDTH)
-            total = tl.zeros([BM, WIDTH], tl.float32)
-            for key in range(0, kv_length, BN):
-                k_tile = load_rows(k_base, k_row, key, kv_length, BN, D, WIDTH)
-                v_tile = load_rows(v_base, v_row, key, kv_length, BN, D, WIDTH)
-                scores = _product(q_tile, tl.trans(k_tile)) * scale
-                total = _add_product(activate(scores, ACT).to(v_tile.dtype), v_tile, total)
-            store_rows(out_base, out_row, row, length, total * out_scale, BM, D, WIDTH)
+def _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS: tl.constexpr):
+    scores = _product(q_tile, tl.trans(k_tile)) * scale
+    return _add_product(activate_head(scores, code, ACTS).to(v_tile.dtype), v_tile, total)
 
 
 @triton.jit(do_not_specialize=["num_q", "num_k"])
@@ -343,9 +343,13 @@ def keys_kernel(
     ACTS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a tile of keys; with WHOLE these are all keys, and dq is stored, too."""
-    for item in range(tl.program_id(0), tl.load(items) * kv_heads, tl.num_programs(0)):
-        sample, first, kv_head = _item(items, item, kv_heads)
+    """dk and dv of a tile of keys; with WHOLE these are all keys, and dq is stored, too.
+
+    Keys are the rows of all products, so that few queries a tile keep Hopper's instructions.
+    """
+    count = tl.load(items) * kv_heads
+    for item in tl.range(tl.program_id(0), count, tl.num_programs(0), disable_licm=True):
+        sample, first, kv_head = _item(items, item // kv_heads, item % kv_heads)
         start, length = sample_rows(q_offsets, sample, num_q)
         kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
         if WHOLE:
@@ -355,26 +359,34 @@ def keys_kernel(
             key = first
             first = 0
             last = length
-        k_base = k + kv_start * k_row + kv_head.to(tl.int64) * k_head
-        v_base = v + kv_start * v_row + kv_head.to(tl.int64) * v_head
-        k_tile = load_rows(k_base, k_row, key, kv_length, BN, D, WIDTH)
-        v_tile = load_rows(v_base, v_row, key, kv_length, BN, D, WIDTH)
+        k_base = k + kv_start * k_row + kv_head * k_head
+        v_base = v + kv_start * v_row + kv_head * v_head
+        k_tile = load_rows(k_base, moving(k_row, sample), key, kv_length, BN, D, WIDTH)
+        v_tile = load_rows(v_base, moving(v_row, sample), key, kv_length, BN, D, WIDTH)
+        q_step, grad_step = moving(q_row, sample), moving(grad_row, sample)
+        dq_step = moving(dq_row, sample)
         dk_tile = tl.zeros([BN, WIDTH], tl.float32)
         dv_tile = tl.zeros([BN, WIDTH], tl.float32)
-        for i in range(0, share):
-            head = (kv_head * share + i).to(tl.int64)
+        # Tiles of queries of all heads that read these keys, in one loop: two would spill.
+        tiles = tl.cdiv(last - first, BM)
+        for i in range(0, tiles * share):
+            row = first + i % tiles * BM
+            head = kv_head * share + i // tiles
             q_base = q + start * q_row + head * q_head
             grad_base = grad + start * grad_row + head * grad_head
-            dq_base = dq + start * dq_row + head * dq_head
+            q_tile = load_rows(q_base, q_step, row, length, BM, D, WIDTH)
+            grad_tile = load_rows(grad_base, grad_step, row, length, BM, D, WIDTH)
+            scores = _product(k_tile, tl.trans(q_tile)) * scale
             code = tl.load(head_codes + head)
-            for ACT in tl.static_range(NUM_CODES):
-                # A constant unless heads differ.
-                if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
-                    dk_tile, dv_tile = _add_queries(
-                        k_tile, v_tile, dk_tile, dv_tile, q_base, grad_base, dq_base,
-                        q_row, grad_row, dq_row, first, last, length, scale, out_scale,
-                        ACT, WHOLE, BM, D, WIDTH,
-                    )  # fmt: skip
+            weights, slope = activate_head_both(scores, code, ACTS)
+            dv_tile = _add_product(weights.to(q_tile.dtype), grad_tile, dv_tile)
+            slope *= _product(v_tile, tl.trans(grad_tile))
+            d_scores = slope.to(q_tile.dtype)
+            dk_tile = _add_product(d_scores, q_tile, dk_tile)
+            if WHOLE:
+                dq_tile = tl.trans(_product(tl.trans(k_tile), d_scores)) * (scale * out_scale)
+                dq_base = dq + start * dq_row + head * dq_head
+                store_rows(dq_base, dq_step, row, length, dq_tile, BM, D, WIDTH)
         dk_tile *= scale * out_scale
         dv_tile *= out_scale
         if WHOLE and length > slice_rows:
@@ -383,33 +395,10 @@ def keys_kernel(
             store_rows(at, D, 0, kv_length, dk_tile, BN, D, WIDTH)
             store_rows(at + kv_heads * BN * D, D, 0, kv_length, dv_tile, BN, D, WIDTH)
         else:
-            dk_base = dk + kv_start * dk_row + kv_head.to(tl.int64) * dk_head
-            dv_base = dv + kv_start * dv_row + kv_head.to(tl.int64) * dv_head
-            store_rows(dk_base, dk_row, key, kv_length, dk_tile, BN, D, WIDTH)
-            store_rows(dv_base, dv_row, key, kv_length, dv_tile, BN, D, WIDTH)
-
-
-@triton.jit
-def _add_queries(
-    k_tile, v_tile, dk_tile, dv_tile, q_base, grad_base, dq_base,
-    q_row, grad_row, dq_row, first, last, length, scale, out_scale,
-    ACT: tl.constexpr, WHOLE: tl.constexpr,
-    BM: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Adds queries first .. last - 1 to dk and dv. Keys are the rows of all products but dq's."""
-    for row in range(first, last, BM):
-        q_tile = load_rows(q_base, q_row, row, length, BM, D, WIDTH)
-        grad_tile = load_rows(grad_base, grad_row, row, length, BM, D, WIDTH)
-        scores = _product(k_tile, tl.trans(q_tile)) * scale
-        weights, slope = activate_both(scores, ACT)
-        dv_tile = _add_product(weights.to(q_tile.dtype), grad_tile, dv_tile)
-        slope *= _product(v_tile, tl.trans(grad_tile))
-        d_scores = slope.to(q_tile.dtype)
-        dk_tile = _add_product(d_scores, q_tile, dk_tile)
-        if WHOLE:
-            dq_tile = _product(tl.trans(d_scores), k_tile) * (scale * out_scale)
-            store_rows(dq_base, dq_row, row, length, dq_tile, BM, D, WIDTH)
-    return dk_tile, dv_tile
+            dk_base = dk + kv_start * dk_row + kv_head * dk_head
+            dv_base = dv + kv_start * dv_row + kv_head * dv_head
+            store_rows(dk_base, moving(dk_row, sample), key, kv_length, dk_tile, BN, D, WIDTH)
+            store_rows(dv_base, moving(dv_row, sample), key, kv_length, dv_tile, BN, D, WIDTH)
 
 
 @triton.jit(do_not_specialize=["slots", "num_q", "num_k"])
@@ -420,8 +409,8 @@ def sum_kernel(
 ):  # fmt: skip
     """dk and dv of samples of several slices, summed in the order of the slices."""
     count = tl.minimum(tl.load(items), slots)
-    for item in range(tl.program_id(0), count * kv_heads, tl.num_programs(0)):
-        sample, first, kv_head = _item(items, item, kv_heads)
+    for item in tl.range(tl.program_id(0), count * kv_heads, tl.num_programs(0), disable_licm=True):
+        sample, first, kv_head = _item(items, item // kv_heads, item % kv_heads)
         _, length = sample_rows(q_offsets, sample, num_q)
         if (first == 0) & (length > slice_rows):
             kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
@@ -432,8 +421,8 @@ def sum_kernel(
                 at = partials + slot * BN * D
                 dk_tile += load_rows(at, D, 0, kv_length, BN, D, WIDTH)
                 dv_tile += load_rows(at + kv_heads * BN * D, D, 0, kv_length, BN, D, WIDTH)
-            dk_base = dk + kv_start * dk_row + kv_head.to(tl.int64) * dk_head
-            dv_base = dv + kv_start * dv_row + kv_head.to(tl.int64) * dv_head
+            dk_base = dk + kv_start * dk_row + kv_head * dk_head
+            dv_base = dv + kv_start * dv_row + kv_head * dv_head
             store_rows(dk_base, dk_row, 0, kv_length, dk_tile, BN, D, WIDTH)
             store_rows(dv_base, dv_row, 0, kv_length, dv_tile, BN, D, WIDTH)
 
@@ -447,41 +436,29 @@ def queries_kernel(
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """dq of a tile of queries that reads all keys."""
-    for item in range(tl.program_id(0), tl.load(items) * heads, tl.num_programs(0)):
-        sample, first, head = _item(items, item, heads)
+    for item in tl.range(
+        tl.program_id(0), tl.load(items) * heads, tl.num_programs(0), disable_licm=True
+    ):
+        sample, first, head = _item(items, item // heads, item % heads)
         start, length = sample_rows(q_offsets, sample, num_q)
         kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
-        q_base = q + start * q_row + head.to(tl.int64) * q_head
-        grad_base = grad + start * grad_row + head.to(tl.int64) * grad_head
-        dq_base = dq + start * dq_row + head.to(tl.int64) * dq_head
-        kv_head = (head // share).to(tl.int64)
+        q_base = q + start * q_row + head * q_head
+        grad_base = grad + start * grad_row + head * grad_head
+        dq_base = dq + start * dq_row + head * dq_head
+        kv_head = head // share
         k_base = k + kv_start * k_row + kv_head * k_head
         v_base = v + kv_start * v_row + kv_head * v_head
-        q_tile = load_rows(q_base, q_row, first, length, BM, D, WIDTH)
-        grad_tile = load_rows(grad_base, grad_row, first, length, BM, D, WIDTH)
+        k_step, v_step = moving(k_row, sample), moving(v_row, sample)
+        q_tile = load_rows(q_base, moving(q_row, sample), first, length, BM, D, WIDTH)
+        grad_tile = load_rows(grad_base, moving(grad_row, sample), first, length, BM, D, WIDTH)
         dq_tile = tl.zeros([BM, WIDTH], tl.float32)
         code = tl.load(head_codes + head)
-        for ACT in tl.static_range(NUM_CODES):
-            # A constant unless heads differ.
-            if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
-                dq_tile = _add_keys(
-                    q_tile, grad_tile, dq_tile, k_base, v_base, k_row, v_row, kv_length,
-                    scale, ACT, BN, D, WIDTH,
-                )  # fmt: skip
+        for key in range(0, kv_length, BN):
+            k_tile = load_rows(k_base, k_step, key, kv_length, BN, D, WIDTH)
+            v_tile = load_rows(v_base, v_step, key, kv_length, BN, D, WIDTH)
+            scores = _product(q_tile, tl.trans(k_tile)) * scale
+            _, slope = activate_head_both(scores, code, ACTS)
+            slope *= _product(grad_tile, tl.trans(v_tile))
+            dq_tile = _add_product(slope.to(k_tile.dtype), k_tile, dq_tile)
         dq_tile *= scale * out_scale
-        store_rows(dq_base, dq_row, first, length, dq_tile, BM, D, WIDTH)
-
-
-@triton.jit
-def _add_keys(
-    q_tile, grad_tile, dq_tile, k_base, v_base, k_row, v_row, kv_length, scale,
-    ACT: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    for key in range(0, kv_length, BN):
-        k_tile = load_rows(k_base, k_row, key, kv_length, BN, D, WIDTH)
-        v_tile = load_rows(v_base, v_row, key, kv_length, BN, D, WIDTH)
-        scores = _product(q_tile, tl.trans(k_tile)) * scale
-        _, slope = activate_both(scores, ACT)
-        slope *= _product(grad_tile, tl.trans(v_tile))
-        dq_tile = _add_product(slope.to(k_tile.dtype), k_tile, dq_tile)
-    return dq_tile
+        store_rows(dq_base, moving(dq_row, sample), first, length, dq_tile, BM, D, WIDTH)

@@ -36,7 +36,9 @@ def why_not(
         return f"the triton kernels take heads of {MAX_WIDTH} channels at most, not {width}"
     if device.type == "cpu":
         return None if interpreted() else "the triton kernels need CUDA and the device is cpu"
-    return _why_not_installed() or _why_not_gpu(device.index)
+    missing: str | None = _why_not_installed()
+    gpu: str | None = _why_not_gpu(device.index)
+    return missing or gpu
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

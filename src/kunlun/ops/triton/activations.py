@@ -119,3 +119,23 @@ def activate_both(x, ACT: tl.constexpr):
                 rest *= _C + 3.0 * _C * _A * x * x
             slope = gate + rest
     return y, slope
+
+
+@triton.jit
+def activate_head(x, code, ACTS: tl.constexpr):
+    """act(x) of a head whose code is one of the bits of ACTS; costs nothing if there is one bit."""
+    y = x
+    for ACT in tl.static_range(NUM_CODES):
+        if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
+            y = activate(x, ACT)
+    return y
+
+
+@triton.jit
+def activate_head_both(x, code, ACTS: tl.constexpr):
+    """(act(x), act'(x)) in the same way."""
+    y, slope = x, x
+    for ACT in tl.static_range(NUM_CODES):
+        if ACTS == (1 << ACT) or ((ACTS >> ACT) & 1 == 1 and code == ACT):
+            y, slope = activate_both(x, ACT)
+    return y, slope

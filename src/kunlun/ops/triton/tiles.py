@@ -170,6 +170,16 @@ def sample_rows(offsets, sample, rows):
 
 
 @triton.jit
+def moving(row_stride, sample):
+    """The same stride, but not to the compiler, which cannot know that samples are few.
+
+    In a loop over items it would otherwise compute the addresses inside all tiles once, and keep
+    them in registers that the tiles themselves need.
+    """
+    return row_stride + (sample >> 30) * 16
+
+
+@triton.jit
 def load_rows(
     base, row_stride, first, length, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr
 ):
