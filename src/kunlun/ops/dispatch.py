@@ -1,6 +1,7 @@
 """Which implementation of an operator runs here, and why.
 
-A function of its arguments and of whether the native library is there: no environment variable.
+A function of its arguments, of whether the native library is there and of what Triton can run:
+it reads no environment variable.
 `kunlun doctor` prints the same Choice that the operators act on.
 """
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kunlun.errors import BackendError
-from kunlun.ops import native
+from kunlun.ops import native, triton
 
 OPERATORS = ("gdpa", "window_attention", "seed_attention", "sum_kron", "rotary")
 BACKENDS = ("portable", "native", "triton")
@@ -30,9 +31,12 @@ def choose(
     *,
     device: str | torch.device,
     dtype: torch.dtype | None = None,
+    width: int | None = None,
     backend: str | None = None,
 ) -> Choice:
     """The backend of `operator` on `device`, or of a forced `backend`.
+
+    `width`: channels of a head. What is not given is taken to fit.
 
     Raises: BackendError if the forced backend is unknown or cannot run, with the reason.
     """
@@ -44,26 +48,37 @@ def choose(
     if backend == "portable":
         return Choice("portable", "asked for")
     if backend is not None:
-        why = _why_not(backend, operator, where, dtype)
+        why = _why_not(backend, operator, where, dtype, width)
         if why is not None:
             raise BackendError(f"backend: {why}; use 'portable'")
         return Choice(backend, "asked for")
     faster = "triton" if where.type == "cuda" else "native"
-    why = _why_not(faster, operator, where, dtype)
-    return Choice(faster, native.state()[1]) if why is None else Choice("portable", why)
+    why = _why_not(faster, operator, where, dtype, width)
+    if why is not None:
+        return Choice("portable", why)
+    return Choice(faster, triton.version() if faster == "triton" else native.state()[1])
+
+
+def runs_on(operator: str, x: Tensor, backend: str) -> str:
+    """What the registered operators ask about [L, H, D]; `backend` "" lets choose decide."""
+    chosen = choose(
+        operator, device=x.device, dtype=x.dtype, width=x.shape[-1], backend=backend or None
+    )
+    return chosen.backend
 
 
 def runs_native(operator: str, x: Tensor, backend: str) -> bool:
-    """What the registered operators ask; `backend` "" lets choose decide."""
-    chosen = choose(operator, device=x.device, dtype=x.dtype, backend=backend or None)
-    return chosen.backend == "native"
+    """Whether runs_on is the native library."""
+    return runs_on(operator, x, backend) == "native"
 
 
 def _why_not(
-    backend: str, operator: str, device: torch.device, dtype: torch.dtype | None
+    backend: str,
+    operator: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    width: int | None,
 ) -> str | None:
     if backend == "native":
         return native.why_not(operator, device, dtype)
-    if device.type != "cuda":
-        return f"the triton kernels need CUDA and the device is {device.type}"
-    return f"this release has no triton {operator}"
+    return triton.why_not(operator, device, dtype, width)

@@ -45,7 +45,8 @@ def gdpa(
         activation: a name of kunlun.ops.activations, or a list of one name per head.
         scale: multiplies the scores before the activation.
         out_scale: multiplies the activated scores.
-        backend: force one; None lets kunlun.ops.choose decide.
+        backend: force one; None lets kunlun.ops.choose decide. On a GPU the triton kernels do not
+            wait for the offsets' values, so these are not checked there.
 
     Returns: [Lq, H, D] in q's dtype, computed in float32 (float64 for float64); a sample without
         keys gives zeros.
@@ -74,7 +75,7 @@ def gdpa(
             f"{q_offsets.shape[0] - 1}"
         )
     names = activation_names(activation, q.shape[1])
-    choose("gdpa", device=q.device, dtype=q.dtype, backend=backend)
+    choose("gdpa", device=q.device, dtype=q.dtype, width=q.shape[2], backend=backend)
     settings = (",".join(names), scale, out_scale, backend or "")
     out: Tensor = gdpa_op(q, k, v, q_offsets, kv_offsets, *settings)
     return out

@@ -20,7 +20,7 @@ mask is laid over the scores. Legend: BM queries and BN keys a tile, D channels,
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -40,66 +40,55 @@ from kunlun.ops.triton.tiles import (
     work_list,
 )
 
-BUCKETS = (64, 128, 256, None)  # keys a sample; None: any more
-SLICE = 2048  # query rows an item of the backward of few keys
 SPAN = 512  # query rows an item of the forward: tiles that share one load of the keys
+SLICE = 2048  # query rows an item of the backward of few keys
 
 
 class Table(NamedTuple):
-    """Tile sizes of one head width and item size."""
+    """Tile sizes of one head width and item size, a bucket each: <= 64 keys, <= 128, ..., more."""
 
-    forward: tuple[Tiles, Tiles, Tiles, Tiles]  # a bucket
-    whole: tuple[Tiles, Tiles]  # backward of the first two buckets
+    forward: tuple[Tiles, ...]  # all but the last keep the keys
+    whole: tuple[Tiles, ...]  # backward of the first buckets, with all keys in one tile
     keys: Tiles  # backward of more keys: dk and dv
     queries: Tiles  # and dq
 
 
-# By (bytes an element, widest head). Registers and shared memory are those that
-# tests/ops/test_triton_aot.py asserts.
+# By (bytes an element, widest head); tests/ops/test_triton_aot.py compiles every entry.
 TABLES = {
     (2, 64): Table(
         forward=(
             Tiles(128, 64, 8, 2, 2),
-            Tiles(128, 128, 8, 2, 2),
+            Tiles(128, 128, 8, 2, 1),
             Tiles(128, 256, 8, 2, 1),
             Tiles(128, 64, 8, 3, 2),
         ),
-        whole=(Tiles(64, 64, 4, 2, 2), Tiles(64, 128, 8, 2, 1)),
+        whole=(Tiles(32, 64, 4, 2, 2), Tiles(32, 128, 8, 2, 1)),
         keys=Tiles(64, 128, 8, 2, 1),
-        queries=Tiles(128, 64, 8, 2, 2),
+        queries=Tiles(64, 64, 8, 2, 2),
     ),
     (2, 128): Table(
         forward=(
-            Tiles(128, 64, 8, 2, 1),
+            Tiles(64, 64, 4, 2, 3),
             Tiles(128, 128, 8, 2, 1),
             Tiles(128, 256, 8, 2, 1),
             Tiles(128, 64, 8, 3, 1),
         ),
-        whole=(Tiles(64, 64, 4, 1, 1), Tiles(64, 128, 8, 1, 1)),
+        whole=(Tiles(32, 64, 8, 2, 1), Tiles(32, 128, 8, 2, 1)),
         keys=Tiles(64, 64, 8, 2, 1),
-        queries=Tiles(128, 64, 8, 2, 1),
+        queries=Tiles(64, 64, 8, 2, 1),
     ),
+    # Three products for one: the registers hold small tiles only, and no keys between tiles.
     (4, 64): Table(
-        forward=(
-            Tiles(64, 64, 8, 2, 1),
-            Tiles(64, 64, 8, 2, 1),
-            Tiles(64, 64, 8, 2, 1),
-            Tiles(64, 64, 8, 2, 1),
-        ),
-        whole=(Tiles(64, 64, 8, 1, 1), Tiles(64, 128, 8, 1, 1)),
-        keys=Tiles(64, 64, 8, 1, 1),
-        queries=Tiles(64, 64, 8, 1, 1),
+        forward=(Tiles(64, 32, 4, 2, 2),),
+        whole=(),
+        keys=Tiles(16, 64, 8, 1, 1),
+        queries=Tiles(64, 32, 8, 1, 1),
     ),
     (4, 128): Table(
-        forward=(
-            Tiles(64, 64, 8, 1, 1),
-            Tiles(64, 64, 8, 1, 1),
-            Tiles(64, 64, 8, 1, 1),
-            Tiles(64, 64, 8, 1, 1),
-        ),
-        whole=(Tiles(32, 64, 8, 1, 1), Tiles(32, 128, 8, 1, 1)),
-        keys=Tiles(32, 64, 8, 1, 1),
-        queries=Tiles(64, 32, 8, 1, 1),
+        forward=(Tiles(32, 32, 8, 2, 1),),
+        whole=(),
+        keys=Tiles(16, 32, 8, 1, 1),
+        queries=Tiles(32, 32, 8, 1, 1),
     ),
 }
 
@@ -125,17 +114,19 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     heads, width = q.shape[1], width_of(q.shape[2])
     acts, head_codes = _activations(names, q.device)
+    tables = table_of(q.dtype, width).forward
+    buckets = len(tables)
     work = work_list(
-        q_offsets, len(q), SPAN, work=kv_offsets, bucket_by=kv_offsets, buckets=len(BUCKETS)
+        q_offsets, len(q), SPAN, work=kv_offsets, bucket_by=kv_offsets, buckets=buckets
     )
-    for b, tiles in enumerate(table_of(q.dtype, width).forward):
+    for b, tiles in enumerate(tables):
         if work.bound == 0 or not _possible(b, k):
             continue
         forward_kernel[grid(q.device, tiles.programs, work.bound * heads)](
             *(q, k, v, out, q_offsets, kv_offsets, work.items[b], head_codes),
             *(scale, out_scale, len(q), len(k), heads, heads // k.shape[1]),
             *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2]),
-            **forward_constants(tiles, b, q.shape[2], acts),
+            **forward_constants(tiles, b < buckets - 1, q.shape[2], acts),
             num_warps=tiles.warps,
             num_stages=tiles.stages,
         )
@@ -165,10 +156,13 @@ def backward(
     strides = [x.stride(axis) for x in (q, k, v, grad, dq, dk, dv) for axis in (0, 1)]
     numbers = (scale, out_scale, len(q), len(k))
 
+    last = len(table.whole)
+    bucketed_list = partial(work_list, bucket_by=kv_offsets, buckets=last + 1)
+
     # One item a sample, or a slice of its queries if those are many.
-    work = work_list(q_offsets, len(q), SLICE, bucket_by=kv_offsets, buckets=3, at_least_one=True)
+    work = bucketed_list(q_offsets, len(q), SLICE, at_least_one=True)
     for b, tiles in enumerate(table.whole):
-        if not _possible(b, k):
+        if work.bound == 0 or not _possible(b, k):
             continue
         # Samples of several slices come first in the list and have fewer than 2 Lq / SLICE.
         slots = 2 * len(q) // SLICE if len(q) > SLICE else 0
@@ -183,34 +177,30 @@ def backward(
         )
         if slots:
             sum_kernel[grid(q.device, 4, slots * kv_heads)](
-                *(partials, dk, dv, q_offsets, kv_offsets, work.items[b]),
-                *(slots, len(q), len(k), kv_heads, *dk.stride()[:2], *dv.stride()[:2], SLICE),
+                *(partials, dk, dv, *offsets, work.items[b]),
+                *(slots, len(q), len(k), kv_heads, *strides[10:], SLICE),
                 **{"BN": tiles.keys, "D": q.shape[2], "WIDTH": width},
             )
-    if not _possible(2, k):
+    if not _possible(last, k):
         return dq, dk, dv
-    work = work_list(
-        kv_offsets, len(k), table.keys.keys, work=q_offsets, bucket_by=kv_offsets, buckets=3
-    )
-    keys_kernel[grid(q.device, table.keys.programs, work.bound * kv_heads)](
-        *(q, k, v, grad, dq, dk, dv, *offsets, q, work.items[2], head_codes),
-        *(*numbers, kv_heads, share, *strides, SLICE),
-        **keys_constants(table.keys, False, q.shape[2], acts),
-        num_warps=table.keys.warps,
-        num_stages=table.keys.stages,
-    )
-    if len(q) == 0:
-        return dq, dk, dv
-    work = work_list(
-        q_offsets, len(q), table.queries.rows, work=kv_offsets, bucket_by=kv_offsets, buckets=3
-    )
-    queries_kernel[grid(q.device, table.queries.programs, work.bound * heads)](
-        *(q, k, v, grad, dq, *offsets, work.items[2], head_codes),
-        *(*numbers, heads, share, *strides[:10]),
-        **constants(table.queries, q.shape[2], acts),
-        num_warps=table.queries.warps,
-        num_stages=table.queries.stages,
-    )
+    work = bucketed_list(kv_offsets, len(k), table.keys.keys, work=q_offsets)
+    if work.bound:
+        keys_kernel[grid(q.device, table.keys.programs, work.bound * kv_heads)](
+            *(q, k, v, grad, dq, dk, dv, *offsets, q, work.items[last], head_codes),
+            *(*numbers, kv_heads, share, *strides, SLICE),
+            **keys_constants(table.keys, False, q.shape[2], acts),
+            num_warps=table.keys.warps,
+            num_stages=table.keys.stages,
+        )
+    work = bucketed_list(q_offsets, len(q), table.queries.rows, work=kv_offsets)
+    if work.bound:
+        queries_kernel[grid(q.device, table.queries.programs, work.bound * heads)](
+            *(q, k, v, grad, dq, *offsets, work.items[last], head_codes),
+            *(*numbers, heads, share, *strides[:10]),
+            **constants(table.queries, q.shape[2], acts),
+            num_warps=table.queries.warps,
+            num_stages=table.queries.stages,
+        )
     return dq, dk, dv
 
 
@@ -238,15 +228,9 @@ def _on_device(by_head: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(by_head, dtype=torch.int32, device=device)
 
 
-def forward_constants(tiles: Tiles, bucket: int, channels: int, acts: int) -> dict[str, object]:
+def forward_constants(tiles: Tiles, resident: bool, channels: int, acts: int) -> dict[str, object]:
     """Compile-time arguments of forward_kernel."""
-    limit = BUCKETS[bucket]
-    return {
-        "RESIDENT": limit is not None and 2 * tiles.keys >= limit,
-        "PAIR": limit is not None and 2 * tiles.keys == limit,
-        "SPAN": SPAN,
-        **constants(tiles, channels, acts),
-    }
+    return {"RESIDENT": resident, "SPAN": SPAN, **constants(tiles, channels, acts)}
 
 
 def keys_constants(tiles: Tiles, whole: bool, channels: int, acts: int) -> dict[str, object]:
@@ -286,7 +270,7 @@ def _item(items, place, head):
 def forward_kernel(
     q, k, v, out, q_offsets, kv_offsets, items, head_codes, scale, out_scale, num_q, num_k,
     heads, share, q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
-    ACTS: tl.constexpr, RESIDENT: tl.constexpr, PAIR: tl.constexpr, SPAN: tl.constexpr,
+    ACTS: tl.constexpr, RESIDENT: tl.constexpr, SPAN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     # Without resident keys, tiles of a span have nothing to share.
@@ -309,15 +293,10 @@ def forward_kernel(
             last = tl.minimum(first + SPAN, length)
             k_tile = load_rows(k_base, k_step, 0, kv_length, BN, D, WIDTH)
             v_tile = load_rows(v_base, v_step, 0, kv_length, BN, D, WIDTH)
-            if PAIR:
-                k_next = load_rows(k_base, k_step, BN, kv_length, BN, D, WIDTH)
-                v_next = load_rows(v_base, v_step, BN, kv_length, BN, D, WIDTH)
             for row in range(first, last, BM):
                 q_tile = load_rows(q_base, q_step, row, length, BM, D, WIDTH)
                 total = tl.zeros([BM, WIDTH], tl.float32)
                 total = _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS)
-                if PAIR:
-                    total = _add_read(q_tile, k_next, v_next, total, scale, code, ACTS)
                 store_rows(out_base, out_step, row, length, total * out_scale, BM, D, WIDTH)
         elif first < length:
             q_tile = load_rows(q_base, q_step, first, length, BM, D, WIDTH)

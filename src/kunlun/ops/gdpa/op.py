@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops import flops, native
 from kunlun.ops.checks import known_lengths, read_offsets
-from kunlun.ops.dispatch import runs_native
+from kunlun.ops.dispatch import runs_on
 from kunlun.ops.gdpa import portable
 
 
@@ -27,11 +27,17 @@ def gdpa_op(
     backend: str = "",
 ) -> Tensor:
     """`activation`: one name a head, joined by commas; `backend`: "" lets choose decide."""
-    if runs_native("gdpa", q, backend):
+    runs = runs_on("gdpa", q, backend)
+    if runs == "native":
         return native.gdpa_forward(q, k, v, q_offsets, kv_offsets, activation, scale, out_scale)
+    names = activation.split(",")
+    if runs == "triton":
+        from kunlun.ops.gdpa import kernels
+
+        return kernels.forward(q, k, v, q_offsets, kv_offsets, names, scale, out_scale)
     rows = read_offsets("q_offsets", q_offsets, q.shape[0])
     keys = read_offsets("kv_offsets", kv_offsets, k.shape[0])
-    return portable.forward(q, k, v, rows, keys, activation.split(","), scale, out_scale)
+    return portable.forward(q, k, v, rows, keys, names, scale, out_scale)
 
 
 @torch.library.custom_op("kunlun::gdpa_backward", mutates_args=())
@@ -47,13 +53,18 @@ def gdpa_backward_op(
     out_scale: float,
     backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if runs_native("gdpa", q, backend):
+    runs = runs_on("gdpa", q, backend)
+    if runs == "native":
         return native.gdpa_backward(
             grad, q, k, v, q_offsets, kv_offsets, activation, scale, out_scale
         )
+    names = activation.split(",")
+    if runs == "triton":
+        from kunlun.ops.gdpa import kernels
+
+        return kernels.backward(grad, q, k, v, q_offsets, kv_offsets, names, scale, out_scale)
     rows = read_offsets("q_offsets", q_offsets, q.shape[0])
     keys = read_offsets("kv_offsets", kv_offsets, k.shape[0])
-    names = activation.split(",")
     return portable.backward(grad, q, k, v, rows, keys, names, scale, out_scale)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -26,19 +27,18 @@ def why_not(
     operator: str, device: torch.device, dtype: torch.dtype | None, width: int | None = None
 ) -> str | None:
     """Why the kernels cannot run this; None if they can. Unknown dtype or width: any that fits."""
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return f"the triton kernels need CUDA and the device is {device.type}"
     if operator not in OPERATORS:
         return f"this release has no triton {operator}"
-    if device.type not in ("cuda", "cpu"):
-        return f"the triton kernels need CUDA and the device is {device.type}"
     if dtype is not None and dtype not in DTYPES:
         return f"the triton kernels compute float32, bfloat16 and float16 and the dtype is {dtype}"
     if width is not None and width > MAX_WIDTH:
         return f"the triton kernels take heads of {MAX_WIDTH} channels at most, not {width}"
     if device.type == "cpu":
-        return None if interpreted() else "the triton kernels need CUDA and the device is cpu"
-    missing: str | None = _why_not_installed()
-    gpu: str | None = _why_not_gpu(device.index)
-    return missing or gpu
+        return None
+    why: str | None = _why_not_installed() or _why_not_gpu(device.index)
+    return why
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -52,19 +52,33 @@ def interpreted() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _why_not_installed() -> str | None:
-    return _check_installed()
+def version() -> str:
+    """What `choose` gives as its reason when it picks this backend."""
+    return f"triton {_installed().version}"
+
+
+class _Installed(NamedTuple):
+    """The version that is there, or why it is no use."""
+
+    version: str
+    problem: str | None
 
 
 @lru_cache(maxsize=1)
-def _check_installed() -> str | None:
+def _installed() -> _Installed:
     try:
         version = str(importlib.import_module("triton").__version__)
     except ImportError as error:
-        return f"triton is not installed: {error}"
+        return _Installed("", f"triton is not installed ({error})")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"the kernels need triton {OLDEST[0]}.{OLDEST[1]} or newer and this is {version}"
-    return None
+        needed = ".".join(map(str, OLDEST))
+        return _Installed(version, f"the kernels need triton {needed} or newer, not {version}")
+    return _Installed(version, None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _why_not_installed() -> str | None:
+    return _installed().problem
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -75,5 +89,6 @@ def _why_not_gpu(index: int | None) -> str | None:
         return "torch sees no CUDA device"
     capability = torch.cuda.get_device_capability(index)
     if capability < OLDEST_GPU:
-        return f"the triton kernels need compute capability 8.0 and this GPU has {capability}"
+        have, need = (".".join(map(str, c)) for c in (capability, OLDEST_GPU))
+        return f"the triton kernels need compute capability {need} and this GPU has {have}"
     return None
