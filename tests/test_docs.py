@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from kunlun.cli import VERBS, root
+from kunlun.cli.bench import VERBS as BENCH_VERBS
 from kunlun.cli.data import VERBS as DATA_VERBS
 from kunlun.config import parse
 from kunlun.features import schema
@@ -57,7 +58,9 @@ def test_schema_page_example_is_a_schema() -> None:
 def test_cli_page_shows_the_help_of_today() -> None:
     blocks = re.findall(r"<!-- output: kunlun (.*?)--help -->\n(.*?)<!-- end -->", CLI_PAGE, re.S)
     shown = {words.strip(): text for words, text in blocks}
-    verbs = [v.name for v in VERBS if v.name != "data"] + [f"data {v.name}" for v in DATA_VERBS]
+    groups = {"data": DATA_VERBS, "bench": BENCH_VERBS}
+    verbs = [v.name for v in VERBS if v.name not in groups]
+    verbs += [f"{group} {v.name}" for group, found in groups.items() for v in found]
     assert set(shown) == {"", *verbs}
     for words, text in shown.items():
         command = " ".join(["kunlun", *words.split(), "--help"])

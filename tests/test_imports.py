@@ -36,10 +36,21 @@ ROOMS = {
         {f"kunlun.{room}" for room in ("features", "models", "data", "metrics", "report")},
         {"torch", "numpy", "pyarrow", "safetensors", "tensorboard", "rich"},
     ),
+    "bench": Room(
+        {
+            f"kunlun.{room}"
+            for room in ("ops", "layers", "features", "models", "data", "training", "report")
+        },
+        {"torch"},
+    ),
     "cli": Room(ANY, {"click", "rich", "torch"}),
 }
 # Read or written at one edge, inside a function, so that importing the room asks for nothing.
-INSIDE_FUNCTIONS = {"models": {"safetensors"}}
+INSIDE_FUNCTIONS = {
+    "models": {"safetensors"},
+    "report": {"matplotlib"},
+    "bench": {"flash_attn"},  # measured where somebody has it
+}
 # At the top of no file that `kunlun VERB --help` imports.
 SLOW = {"torch"}
 

@@ -12,9 +12,11 @@ import pytest
 
 from kunlun import __version__
 from kunlun.cli import VERBS, root
+from kunlun.cli.bench import VERBS as BENCH_VERBS
 from kunlun.cli.data import VERBS as DATA_VERBS
 
-LINES = [[v.name] for v in VERBS] + [["data", v.name] for v in DATA_VERBS]
+GROUPS = {"data": DATA_VERBS, "bench": BENCH_VERBS}
+LINES = [[v.name] for v in VERBS] + [[g, v.name] for g, verbs in GROUPS.items() for v in verbs]
 
 
 def test_no_help_waits_for_torch() -> None:
@@ -57,8 +59,8 @@ def test_main_help_shows_every_verb_in_its_section(kunlun) -> None:
 def test_verb_help_has_examples_that_parse(words: list[str], kunlun) -> None:
     result = kunlun(*words, "--help")
     assert result.code == 0
-    if words == ["data"]:
-        assert all(v.name in result.out for v in DATA_VERBS)
+    if words[-1] in GROUPS:
+        assert all(v.name in result.out for v in GROUPS[words[-1]])
         return
     command: click.Command | None = root
     for word in words:
@@ -95,7 +97,10 @@ def test_version(kunlun) -> None:
     ("arguments", "message"),
     [
         (["trian"], "error: no verb 'trian'; did you mean 'train'?; see `kunlun --help`"),
-        (["xyz"], "error: no verb 'xyz'; known: demo, doctor, data, train, evaluate, predict"),
+        (
+            ["xyz"],
+            "error: no verb 'xyz'; known: demo, doctor, data, train, evaluate, predict, bench",
+        ),
         (["data", "inspct"], "did you mean 'inspect'?; see `kunlun data --help`"),
         (["train", "base", "--dryrun"], "No such option '--dryrun'"),
         (["train"], "which preset or file?"),

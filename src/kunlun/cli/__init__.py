@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 a fault of ours or of the arithmetic, 2 something the user c
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -24,6 +25,7 @@ VERBS = (
     Verb("train", "learn", "train a preset or a file of yours; --dry-run prints the plan"),
     Verb("evaluate", "learn", "metrics of a run on a split, also against another run"),
     Verb("predict", "learn", "probabilities of a run for a dataset, labelled or not"),
+    Verb("bench", "measure", "ops | model"),
 )
 
 root = LazyGroup(
@@ -41,12 +43,34 @@ _PATH_TROUBLE = {
 }
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h; the first one's -1 is "never"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code."""
     # Threads that spin while they wait made a step of `demo` fifty times slower on two cores that
     # other processes used as well. OpenMP reads this once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     sys.exit(run(arguments))
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed memory for the next tensor; says whether it does from now on.
+
+    By default every tensor over 32 MiB is new pages, and touching these is up to a tenth of a
+    training step on CPU (docs/benchmarks.md). Other C libraries are left as they are, and so is one
+    that the user tuned: GLIBC_TUNABLES=glibc.malloc.mmap_max=65536 keeps the default.
+    """
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018  a function of glibc alone
+        done = [libc.mallopt(_M_MMAP_MAX, 0), libc.mallopt(_M_TRIM_THRESHOLD, -1)]
+    except (OSError, TypeError, AttributeError):
+        return False
+    return done == [1, 1]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""What `kunlun bench` runs: operators and whole training steps, verified before they are timed."""

@@ -1,0 +1,269 @@
+"""One operator at one shape: inputs, the float64 truth, what it costs, and every way to run it.
+
+Legend: n samples, L packed rows, H heads, D width, K rows a sample that gdpa reads, S seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kunlun.bench import plain
+from kunlun.bench.backends import forced
+from kunlun.bench.shapes import Shape, lengths_of
+from kunlun.errors import BackendError
+from kunlun.ops import flops, gdpa, rotary, seed_attention, sum_kron, window_attention
+from kunlun.ops.gdpa.reference import gdpa_reference
+from kunlun.ops.rotary.reference import rotary_reference
+from kunlun.ops.seed_attention.reference import seed_attention_reference
+from kunlun.ops.sum_kron.reference import sum_kron_reference
+from kunlun.ops.window_attention.reference import window_attention_reference
+
+OPERATORS = ("gdpa", "window_attention", "seed_attention", "sum_kron", "rotary")
+OURS = ("native", "portable", "triton")
+WAYS = (*OURS, "padded", "sdpa", "flex", "flash_attn")
+SCALE = 0.1  # of gdpa's scores: about unit size at width 64
+TERMS, FEWER = 8, 8  # of sum_kron: terms, and seeds per token
+MOST_SCORES = 2 * 2**30  # bytes; autograd keeps several tensors of this size
+
+Piece = tuple[tuple[tuple[slice, ...], ...], tuple[slice, ...]]
+
+
+class Cost(NamedTuple):
+    """Of a forward, and of a forward with its backward: useful FLOPs, and bytes that must move."""
+
+    flops: tuple[float, float]
+    bytes: tuple[float, float]
+
+
+class Way(NamedTuple):
+    """A function of the case's inputs, or why it is not run; `backward` False: forward only."""
+
+    run: Callable[..., Tensor] | None
+    skipped: str = ""
+    backward: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """inputs and outer (the gradient of the result) hold values that bfloat16 can express, so that
+    one truth serves every dtype."""
+
+    operator: str
+    shape: Shape
+    lengths: list[int]
+    device: torch.device
+    inputs: list[Tensor]  # float32
+    outer: Tensor
+    truth: tuple[Tensor, list[Tensor]] | None  # float64 result and gradients
+
+    def ways(self, dtype: torch.dtype, names: Sequence[str] = WAYS) -> dict[str, Way]:
+        """Every way by name: a function, or why there is none."""
+        made = {}
+        for name in names:
+            try:
+                made[name] = self._way(name, dtype)
+            except (BackendError, ImportError, _Cannot) as error:
+                made[name] = Way(None, str(error))
+        return made
+
+    def _way(self, name: str, dtype: torch.dtype) -> Way:
+        if name in OURS:
+            operator, rest, settings = self._call()
+            ours = forced(operator, name, self.device, dtype)
+            return Way(lambda *inputs: ours(*inputs, *rest, **settings))
+        if name == "padded":
+            return Way(self._padded())
+        if self.operator == "gdpa":
+            raise _Cannot("always has a softmax, and gdpa has none")
+        if self.operator not in ("window_attention", "seed_attention"):
+            raise _Cannot("is attention, and this is not")
+        padding = plain.Padding(self.lengths, self.device)
+        windowed = self.operator == "window_attention"
+        if name == "sdpa":
+            attention = F.scaled_dot_product_attention
+            if windowed:
+                return Way(plain.window(padding, self.shape.window, attention))
+            return Way(plain.seeds(padding, attention))
+        if name == "flex":
+            # torch refuses gradients of FlexAttention on CPU
+            return Way(self._flex, backward=self.device.type == "cuda")
+        if self.device.type != "cuda":
+            raise _Cannot(f"needs CUDA and the device is {self.device.type}")
+        if not windowed:
+            raise _Cannot("has no queries that samples share")
+        return Way(plain.flash(padding, window=self.shape.window))
+
+    @cached_property
+    def _flex(self) -> plain.Run:
+        """Its block mask takes seconds, and serves every dtype."""
+        padding = plain.Padding(self.lengths, self.device)
+        if self.operator == "window_attention":
+            return plain.flex_window(padding, self.shape.window)
+        return plain.flex_seeds(padding, self.shape.seeds)
+
+    def default(self) -> Callable[..., Tensor]:
+        """The operator as the model calls it."""
+        operator, rest, settings = self._call()
+        return lambda *inputs: operator(*inputs, *rest, **settings)
+
+    def _call(self) -> tuple[Callable[..., Tensor], list[Tensor], dict[str, float]]:
+        """The operator, and what follows the inputs that have gradients."""
+        offsets = _offsets(self.lengths).to(self.device)
+        if self.operator == "gdpa":
+            keys = torch.arange(len(offsets), device=self.device) * self.shape.keys
+            return gdpa, [offsets, keys], {"scale": SCALE}
+        if self.operator == "window_attention":
+            return window_attention, [offsets], {"window": self.shape.window}
+        if self.operator == "seed_attention":
+            return seed_attention, [offsets], {}
+        return (sum_kron if self.operator == "sum_kron" else rotary), [], {}
+
+    def _padded(self) -> plain.Run:
+        padding, shape = plain.Padding(self.lengths, self.device), self.shape
+        if self.operator == "window_attention":
+            size = 4.0 * padding.n * shape.heads * padding.longest**2
+            if size > MOST_SCORES:
+                raise _Cannot(
+                    f"its scores are {size / 2**30:.1f} GiB, more than the "
+                    f"{MOST_SCORES / 2**30:.0f} GiB it is given"
+                )
+            return plain.window(padding, shape.window, plain.attend)
+        if self.operator == "gdpa":
+            return plain.gdpa(padding, SCALE)
+        if self.operator == "seed_attention":
+            return plain.seeds(padding, plain.attend)
+        return plain.sum_kron if self.operator == "sum_kron" else plain.rotary(padding)
+
+    def cost(self, dtype: torch.dtype) -> Cost:
+        """From the formulas beside the operators; the least bytes are those of inputs, results and
+        gradients, each read or written once."""
+        element, offsets = dtype.itemsize, 0.0
+        x = [float(i.numel()) * element for i in self.inputs]
+        out = float(self.outer.numel()) * element
+        shape, total = self.shape, sum(self.lengths)
+        h, d = shape.heads, shape.dim
+        if self.operator == "gdpa":
+            forward = flops.gdpa_flops(total * shape.keys, h, d)
+        elif self.operator == "window_attention":
+            pairs = sum(flops.window_pairs(length, shape.window) for length in self.lengths)
+            forward = flops.window_attention_flops(pairs, h, d)
+            offsets = out + 4.0 * total * h  # the backward reads the result and its sums
+        elif self.operator == "seed_attention":
+            forward = flops.seed_attention_flops(total, shape.seeds, h, d)
+            offsets = out + 4.0 * len(self.lengths) * shape.seeds * h
+        elif self.operator == "sum_kron":
+            (n, s, wide), (k, _, t) = self.inputs[0].shape, self.inputs[1].shape
+            forward = flops.sum_kron_flops(n, s, t, k, wide, self.inputs[2].shape[2])
+        else:
+            forward = flops.rotary_flops(total, h, d)
+            x[1] = 4.0 * self.inputs[1].numel()  # angles stay float32
+        back = 2.0 if self.operator == "sum_kron" else flops.BACKWARD
+        once = sum(x) + out
+        return Cost(
+            (float(forward), (1 + back) * forward), (once, once + 2 * sum(x) + out + offsets)
+        )
+
+    def cast(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        """(inputs, gradient of the result) in a dtype; rotary's angles stay float32."""
+        keep = 1 if self.operator == "rotary" else len(self.inputs)
+        inputs = [x.to(dtype) for x in self.inputs[:keep]] + self.inputs[keep:]
+        return inputs, self.outer.to(dtype)
+
+
+class _Cannot(Exception):
+    """Why a way cannot express or hold a case."""
+
+
+def make(operator: str, shape: Shape, device: torch.device, *, truth: bool = True) -> Case:
+    """Random inputs and their truth, which takes some ten seconds for long sequences."""
+    lengths = lengths_of(shape)
+    n, total, h, d = shape.samples, sum(lengths), shape.heads, shape.dim
+    generator = torch.Generator().manual_seed(1)
+
+    def rows(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator).bfloat16().float()
+
+    if operator == "gdpa":
+        inputs = [rows(total, h, d), rows(n * shape.keys, h, d), rows(n * shape.keys, h, d)]
+        result: tuple[int, ...] = (total, h, d)
+    elif operator == "window_attention":
+        inputs = [rows(total, h, d) for _ in range(3)]
+        result = (total, h, d)
+    elif operator == "seed_attention":
+        inputs = [rows(shape.seeds, h, d), rows(total, h, d), rows(total, h, d)]
+        result = (n, shape.seeds, h, d)
+    elif operator == "sum_kron":
+        tokens, wide = max(1, shape.seeds // FEWER), h * d
+        inputs = [
+            rows(n, shape.seeds, wide),
+            rows(TERMS, shape.seeds, tokens) / 8,
+            rows(TERMS, wide, wide) / 8,
+        ]
+        result = (n, tokens, wide)
+    else:
+        inputs, result = [rows(total, h, d), rows(total, d // 2)], (total, h, d)
+    outer = rows(*result)
+    wanted = _truth(operator, shape, lengths, inputs, outer) if truth else None
+    placed = [x.to(device) for x in inputs]
+    return Case(operator, shape, lengths, device, placed, outer.to(device), wanted)
+
+
+def _offsets(lengths: list[int]) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0)
+
+
+def _truth(
+    operator: str, shape: Shape, lengths: list[int], inputs: list[Tensor], outer: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Result and gradients in float64 from the operators' references, piece by piece: a whole
+    batch's scores would not fit."""
+    out = torch.zeros(outer.shape, dtype=torch.float64)
+    grads = [torch.zeros(x.shape, dtype=torch.float64) for x in inputs]
+    for places, place in _pieces(operator, shape, lengths):
+        leaves = [x[i].double().requires_grad_() for x, i in zip(inputs, places, strict=True)]
+        result = _formula(operator, shape, leaves)(*leaves)
+        out[place] = result.detach()
+        for grad, i, part in zip(
+            grads, places, torch.autograd.grad(result, leaves, outer[place].double()), strict=True
+        ):
+            grad[i] += part
+    return out, grads
+
+
+def _pieces(operator: str, shape: Shape, lengths: list[int]) -> Iterator[Piece]:
+    """Where a part of the work reads each input and writes the result."""
+    every = slice(None)
+    if operator in ("sum_kron", "rotary"):
+        yield tuple((every,) for _ in range(3 if operator == "sum_kron" else 2)), (every,)
+        return
+    bounds = _offsets(lengths).tolist()
+    for b, h in ((b, h) for b in range(len(lengths)) for h in range(shape.heads)):
+        head = slice(h, h + 1)
+        rows = (slice(bounds[b], bounds[b + 1]), head)
+        keys = (slice(b * shape.keys, (b + 1) * shape.keys), head)
+        if operator == "gdpa":
+            yield (rows, keys, keys), rows
+        elif operator == "window_attention":
+            yield (rows, rows, rows), rows
+        else:
+            yield ((every, head), rows, rows), (slice(b, b + 1), every, head)
+
+
+def _formula(operator: str, shape: Shape, piece: list[Tensor]) -> Callable[..., Tensor]:
+    if operator == "sum_kron":
+        return sum_kron_reference
+    if operator == "rotary":
+        return rotary_reference
+    first, second = (torch.tensor([0, len(x)]) for x in piece[:2])
+    if operator == "gdpa":
+        return partial(gdpa_reference, q_offsets=first, kv_offsets=second, scale=SCALE)
+    if operator == "window_attention":
+        return partial(window_attention_reference, offsets=first, window=shape.window)
+    return partial(seed_attention_reference, offsets=second)

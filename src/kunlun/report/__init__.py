@@ -1,0 +1,1 @@
+"""Figures and pages made from what other commands wrote; knows no other room."""

@@ -1,0 +1,102 @@
+"""Figures from reports, as PNG files. matplotlib is imported only when one is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# Paul Tol's bright colours, distinguishable in grey and to the colour-blind.
+COLOURS = {
+    "native": "#4477aa", "portable": "#66ccee", "triton": "#228833", "padded": "#bbbbbb",
+    "sdpa": "#ee6677", "flex": "#ccbb44", "flash_attn": "#aa3377",
+}  # fmt: skip
+MARKERS = {"native": "o", "portable": "s", "triton": "D", "padded": "x", "sdpa": "^", "flex": "v"}
+
+
+def draw_operators(report: dict[str, Any], file: Path) -> None:
+    """The report of `kunlun bench ops`: shares of the binding roof as bars (one row of axes a
+    dtype, one column an operator; forward + backward, forward where there is no more), and below
+    them time against sequence length with both axes logarithmic."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cases, sweep = report["cases"], report["sweep"]
+    operators = list(dict.fromkeys(case["operator"] for case in [*cases, *sweep]))
+    dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
+    rows = len(dtypes) + bool(sweep)
+    figure = Figure(figsize=(3.4 * len(operators) + 1, 2.7 * rows + 1), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, len(operators), squeeze=False)
+    shown: dict[str, Any] = {}
+    for column, operator in enumerate(operators):
+        for row, dtype in enumerate(dtypes):
+            own = [c for c in cases if (c["operator"], c["dtype"]) == (operator, dtype)]
+            shown |= _shares(grid[row, column], own)
+            grid[row, column].set_title(f"{operator}, {dtype}", fontsize=10)
+        if sweep:
+            own = [c for c in sweep if c["operator"] == operator]
+            shown |= _times(grid[-1, column], own)
+            grid[-1, column].set_title(f"{operator}: time and length", fontsize=10)
+    for row in range(len(dtypes)):
+        grid[row, 0].set_ylabel("share of the roof")
+    if sweep:
+        grid[-1, 0].set_ylabel("ms, forward + backward")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(COLOURS))
+    about = report["conditions"]
+    figure.suptitle(
+        f"{about['cpu'] if about['device'] == 'cpu' else about['device']}, {about['threads']} "
+        f"thread(s), torch {about['packages']['torch']}: forward + backward (flex: forward), share "
+        "of the lower roof (matrix product or copy of the same process)",
+        fontsize=10,
+    )
+    figure.savefig(file, dpi=110)
+
+
+def _best(way: dict[str, Any]) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = way.get("both", way.get("forward"))
+    return found
+
+
+def _shares(axes: Any, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bars, one group a shape; returns name -> handle for the legend."""
+    ways = [w for w in COLOURS if any(v["way"] == w and _best(v) for c in cases for v in c["ways"])]
+    width, handles = 0.8 / max(len(ways), 1), {}
+    for place, name in enumerate(ways):
+        at, heights = [], []
+        for group, case in enumerate(cases):
+            for way in case["ways"]:
+                figures = _best(way)
+                if way["way"] == name and figures is not None:
+                    at.append(group + (place - (len(ways) - 1) / 2) * width)
+                    heights.append(figures["roof_share"])
+        handles[name] = axes.bar(at, heights, width, color=COLOURS[name])
+    axes.set_xticks(range(len(cases)), [case["shape"] for case in cases])
+    axes.set_ylim(0, 1)
+    axes.yaxis.grid(True, color="#dddddd")
+    axes.set_axisbelow(True)
+    return handles
+
+
+def _times(axes: Any, sweep: list[dict[str, Any]]) -> dict[str, Any]:
+    """Lines of time against length; returns name -> handle for the legend."""
+    handles = {}
+    for name, colour in COLOURS.items():
+        points = [
+            (case["length"], figures["ms"])
+            for case in sweep
+            for way in case["ways"]
+            if way["way"] == name and (figures := _best(way)) is not None
+        ]
+        if points:
+            lengths, times = zip(*points, strict=True)
+            (handles[name],) = axes.plot(
+                lengths, times, color=colour, marker=MARKERS.get(name, "."), markersize=4
+            )
+    if not handles:
+        axes.set_axis_off()
+        return handles
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("rows of each of 4 sequences")
+    axes.grid(True, color="#dddddd")
+    return handles

@@ -1,0 +1,40 @@
+"""Figures are drawn from a report alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kunlun.report.figures import draw_operators
+
+WAY = {"ms": 1.0, "roof_share": 0.5}
+REPORT = {
+    "conditions": {
+        "cpu": "a CPU", "device": "cpu", "threads": 1, "packages": {"torch": "2"},
+    },
+    "cases": [
+        {
+            "operator": operator, "dtype": "float32", "shape": shape,
+            "ways": [
+                {"way": "native", "forward": WAY, "both": WAY},
+                {"way": "flex", "forward": WAY},
+                {"way": "sdpa", "skipped": "for a reason"},
+            ],
+        }
+        for operator in ("gdpa", "rotary") for shape in "AB"
+    ],
+    "sweep": [
+        {"operator": "gdpa", "length": n, "ways": [{"way": "native", "both": WAY}]}
+        for n in (64, 128)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sweep", [True, False])
+def test_figure_is_written(sweep: bool, tmp_path: Path) -> None:
+    report: dict[str, Any] = {**REPORT, "sweep": REPORT["sweep"] if sweep else []}
+    draw_operators(report, tmp_path / "ops.png")
+    assert (tmp_path / "ops.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "ops.png").stat().st_size > 10_000
