@@ -213,8 +213,9 @@ def test_table_has_a_line_a_case(report: dict[str, Any]) -> None:
 
 def test_report_file_round_trip(tmp_path: Any, report: dict[str, Any]) -> None:
     file = tmp_path / "new" / "ops.json"
-    write_report(report, file)
+    write_report(rounded(report), file)
     assert read_report(file, "cases") == rounded(report)
+    assert rounded({"a": [1.23456, 7, None, "b"]}) == {"a": [1.235, 7, None, "b"]}
     with pytest.raises(ConfigError, match="has no 'settings'"):
         read_report(file, "settings")
     file.write_text("{")

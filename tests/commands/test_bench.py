@@ -41,6 +41,8 @@ def test_ops_writes_json_and_figure_and_prints_json(kunlun, tmp_path: Path) -> N
     table = kunlun("bench", "ops", "--table", "made/ops.json")
     assert table.code == 0
     assert "| gdpa | tiny | float32 |" in table.out
+    for other in (("--only", "rotary"), ("--shapes", "A"), ("--dtype", "bfloat16")):
+        assert "tiny" not in kunlun("bench", "ops", "--table", "made/ops.json", *other).out
 
 
 def test_ops_prints_progress_and_table(kunlun) -> None:

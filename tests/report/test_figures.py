@@ -26,7 +26,10 @@ REPORT = {
         for operator in ("gdpa", "rotary") for shape in "AB"
     ],
     "sweep": [
-        {"operator": "gdpa", "length": n, "ways": [{"way": "native", "both": WAY}]}
+        {
+            "operator": "gdpa", "dtype": "float32", "length": n,
+            "ways": [{"way": "native", "both": WAY}],
+        }
         for n in (64, 128)
     ],
 }  # fmt: skip

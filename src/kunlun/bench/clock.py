@@ -27,6 +27,7 @@ class Timing(NamedTuple):
 
 wall = time.perf_counter
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the product that makes the roof of arithmetic
+ENOUGH = 10.0  # seconds
 COPIED = 2**26  # floats, 256 MiB: more than most caches
 
 
@@ -51,14 +52,16 @@ def interleaved(
 ) -> dict[Any, Timing]:
     """Every run in turn, again and again, so that a slow phase of the machine meets all of them.
 
-    A run is repeated at least 3 times and then until it has had `budget` seconds or `most` repeats.
+    A run is repeated at least 3 times (fewer if it has had ENOUGH seconds before), and then until
+    it has had `budget` seconds or `most` repeats.
     What was run before the first round (a verification) is the warm-up.
     """
     taken: dict[Any, list[float]] = {name: [] for name in runs}
 
     def wants(name: Any) -> bool:
         spent = taken[name]
-        return len(spent) < 3 or (sum(spent) < budget and len(spent) < most)
+        few = len(spent) < 3 and sum(spent) < ENOUGH
+        return few or (sum(spent) < budget and len(spent) < most)
 
     while any(map(wants, runs)):
         for name in filter(wants, runs):

@@ -8,7 +8,6 @@ L packed rows, H heads, D width, K rows a sample that gdpa reads, S seeds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -119,10 +118,11 @@ def rotary(padding: Padding) -> Run:
     return run
 
 
-@lru_cache(maxsize=1)
-def _flex() -> Any:
+def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Dynamo gives up on a function after 8 shapes and then runs it unfused, with a warning only.
+    torch.compiler.reset()
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -137,9 +137,10 @@ def flex_window(padding: Padding, width: int) -> Run:
         return (sample[i] == sample[j]) & ((i - j).abs() <= width)
 
     mask = _blocks(near, len(sample), len(sample), sample.device)
+    flex = _compiled_flex()
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = _flex()(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask)
+        out: Tensor = flex(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask)
         return out[0].transpose(0, 1)
 
     return run
@@ -153,10 +154,11 @@ def flex_seeds(padding: Padding, seeds: int) -> Run:
         return i // seeds == sample[j]
 
     mask = _blocks(own, padding.n * seeds, len(sample), sample.device)
+    flex = _compiled_flex()
 
     def run(queries: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q = queries.repeat(padding.n, 1, 1)
-        out: Tensor = _flex()(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask)
+        out: Tensor = flex(*(x.transpose(0, 1)[None] for x in (q, k, v)), block_mask=mask)
         return out[0].transpose(0, 1).view(padding.n, seeds, *queries.shape[1:])
 
     return run

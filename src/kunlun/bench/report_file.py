@@ -1,4 +1,4 @@
-"""Reports on disk: JSON with numbers of a readable length."""
+"""Reports on disk, and the length of their numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kunlun.errors import ConfigError
 
 
 def write_report(report: dict[str, Any], file: Path) -> None:
-    """Numbers to four digits: no measurement here is better. Makes the folder."""
+    """Makes the folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(rounded(report), indent=1, allow_nan=False) + "\n")
+    file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def read_report(file: Path, key: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def read_report(file: Path, key: str) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """The same nested value with floats cut to four significant digits."""
+    """The same nested value, floats to four significant digits: no measurement here is better."""
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 OURS = ("native", "triton", "portable")
 OTHERS = ("portable", "padded", "sdpa", "flex", "flash_attn")
 
 
-def ops_table(report: dict[str, Any]) -> str:
-    """One line an operator, shape and dtype: the fastest backend of ours, then how many times
-    longer the others take. Pairs are forward / forward with backward."""
+def ops_table(
+    report: dict[str, Any],
+    only: Sequence[str] = (),
+    shapes: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+) -> str:
+    """One line an operator, shape and dtype (of those named, if any are): the fastest backend of
+    ours, then how many times longer the others take. Pairs are forward / forward with backward."""
     lines = [
         "| operator | shape | dtype | backend | ms | GFLOP/s | share of GEMM peak "
         "| share of the lower roof | MB (least) | " + " | ".join(f"{o} x" for o in OTHERS) + " |",
@@ -19,7 +25,8 @@ def ops_table(report: dict[str, Any]) -> str:
     for case in report["cases"]:
         ways = {way["way"]: way for way in case["ways"] if "forward" in way}
         own = next((ways[name] for name in OURS if name in ways), None)
-        if own is None:
+        named = ((only, "operator"), (shapes, "shape"), (dtypes, "dtype"))
+        if own is None or any(names and case[key] not in names for names, key in named):
             continue
         first, both = own["forward"], own["both"]
         counted = case["forward_flops"] > 0

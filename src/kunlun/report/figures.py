@@ -36,7 +36,6 @@ def draw_operators(report: dict[str, Any], file: Path) -> None:
         if sweep:
             own = [c for c in sweep if c["operator"] == operator]
             shown |= _times(grid[-1, column], own)
-            grid[-1, column].set_title(f"{operator}: time and length", fontsize=10)
     for row in range(len(dtypes)):
         grid[row, 0].set_ylabel("share of the roof")
     if sweep:
@@ -88,15 +87,18 @@ def _times(axes: Any, sweep: list[dict[str, Any]]) -> dict[str, Any]:
             if way["way"] == name and (figures := _best(way)) is not None
         ]
         if points:
-            lengths, times = zip(*points, strict=True)
+            rows, times = zip(*points, strict=True)
             (handles[name],) = axes.plot(
-                lengths, times, color=colour, marker=MARKERS.get(name, "."), markersize=4
+                rows, times, color=colour, marker=MARKERS.get(name, "."), markersize=4
             )
     if not handles:
         axes.set_axis_off()
         return handles
+    axes.set_title(f"{sweep[0]['operator']}, {sweep[0]['dtype']}", fontsize=10)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    lengths = sorted({case["length"] for case in sweep})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.set_xlabel("rows of each of 4 sequences")
     axes.grid(True, color="#dddddd")
     return handles

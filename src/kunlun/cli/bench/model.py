@@ -39,20 +39,21 @@ def command(
     gradients. Says what each module's share and speed predict for the step.
     """
     from kunlun.bench import tables
-    from kunlun.bench.report_file import read_report, write_report
+    from kunlun.bench.report_file import read_report, rounded, write_report
 
     if table is not None:
         click.echo(tables.model_table(read_report(table, "settings")))
         return
     from kunlun.bench.model import SETTINGS, bench_model
 
-    report = bench_model(
+    found = bench_model(
         preset=preset,
         settings=settings or tuple(SETTINGS),
         precision=precision,
         threads=threads,
         say=lambda line: click.echo(line, err=as_json),
     )
+    report = rounded(found)
     if out is not None:
         write_report(report, out / "model.json")
     if as_json:

@@ -24,7 +24,9 @@ from kunlun.cli.group import json_option, print_json, verb
 @click.option("--sweep/--no-sweep", default=True, help="Also time against length, up to 4096 rows.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write ops.json and ops.png here.")
 @click.option(
-    "--table", type=click.Path(path_type=Path), help="Print an ops.json as Markdown; stop."
+    "--table",
+    type=click.Path(path_type=Path),
+    help="Print an ops.json (or the cases named) as Markdown; stop.",
 )
 @json_option
 def command(
@@ -45,16 +47,16 @@ def command(
     takes a quarter of an hour on one core. Times are CPU time where one thread computes.
     """
     from kunlun.bench import tables
-    from kunlun.bench.report_file import read_report, write_report
+    from kunlun.bench.report_file import read_report, rounded, write_report
 
     if table is not None:
-        click.echo(tables.ops_table(read_report(table, "cases")))
+        click.echo(tables.ops_table(read_report(table, "cases"), only, shapes, dtypes))
         return
     from kunlun.bench.cases import OPERATORS, WAYS
     from kunlun.bench.ops import DTYPES, bench_ops
     from kunlun.bench.shapes import DEFAULT, SWEEP
 
-    report = bench_ops(
+    found = bench_ops(
         only=only or OPERATORS,
         shapes=shapes or DEFAULT,
         dtypes=dtypes or tuple(DTYPES),
@@ -64,6 +66,7 @@ def command(
         sweep=SWEEP if sweep else (),
         say=lambda line: click.echo(line, err=as_json),
     )
+    report = rounded(found)
     if out is not None:
         from kunlun.report.figures import draw_operators
 
