@@ -60,7 +60,8 @@ def seed_attention(
     if k.shape[1] != seeds.shape[1]:
         raise ShapeError(f"k: {k.shape[1]} heads, but seeds has {seeds.shape[1]}")
     check_offsets("offsets", offsets)
-    choose("seed_attention", device=k.device, dtype=k.dtype, backend=backend)
+    width = k.shape[2]
+    choose("seed_attention", device=k.device, dtype=k.dtype, width=width, backend=backend)
     scale = 1 / math.sqrt(seeds.shape[2]) if scale is None else scale
     out: Tensor = seed_attention_op(seeds, k, v, offsets, scale, backend or "")[0]
     return out

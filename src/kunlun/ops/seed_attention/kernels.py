@@ -41,7 +41,7 @@ from kunlun.ops.triton.tiles import load_rows, sample_rows, store_rows, width_of
 
 SPLIT = 1024  # keys a program of the forward
 SLICES = 264  # programs of the backward, heads and blocks included: two an SM of an H100
-_MERGED = 32  # seeds a program that merges
+_MERGED = 16  # seeds a program that merges
 _DELTAS = 32  # rows a program that makes delta
 
 
@@ -251,14 +251,16 @@ def merge_kernel(
             tl.store(lse + at + rows * heads, row_lse, mask=rows < number)
 
 
-@triton.jit
-def delta_kernel(grad, out, delta, count, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    """delta [count] = sum of grad * out [count, D] over channels."""
+@triton.jit(do_not_specialize=["num_rows"])
+def delta_kernel(
+    grad, out, delta, num_rows, ROWS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """delta [num_rows] = sum of grad * out [num_rows, D] over channels."""
     first = tl.program_id(0).to(tl.int64) * ROWS
-    a = load_rows(grad, D, first, count, ROWS, D, WIDTH).to(tl.float32)
-    b = load_rows(out, D, first, count, ROWS, D, WIDTH).to(tl.float32)
+    a = load_rows(grad, D, first, num_rows, ROWS, D, WIDTH).to(tl.float32)
+    b = load_rows(out, D, first, num_rows, ROWS, D, WIDTH).to(tl.float32)
     rows = first + tl.arange(0, ROWS)
-    tl.store(delta + rows, tl.sum(a * b, 1), mask=rows < count)
+    tl.store(delta + rows, tl.sum(a * b, 1), mask=rows < num_rows)
 
 
 @triton.jit

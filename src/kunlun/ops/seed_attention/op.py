@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops import flops, native
 from kunlun.ops.checks import read_offsets
-from kunlun.ops.dispatch import runs_native
+from kunlun.ops.dispatch import runs_on
 from kunlun.ops.seed_attention import portable
 from kunlun.ops.tiles import compute_dtype
 
@@ -23,8 +23,13 @@ def seed_attention_op(
 
     `backend`: "" lets choose decide.
     """
-    if runs_native("seed_attention", k, backend):
+    runs = runs_on("seed_attention", k, backend)
+    if runs == "native":
         return native.seed_forward(seeds, k, v, offsets, scale)
+    if runs == "triton":
+        from kunlun.ops.seed_attention import kernels
+
+        return kernels.forward(seeds, k, v, offsets, scale)
     return portable.forward(seeds, k, v, read_offsets("offsets", offsets, k.shape[0]), scale)
 
 
@@ -40,8 +45,13 @@ def seed_attention_backward_op(
     scale: float,
     backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if runs_native("seed_attention", k, backend):
+    runs = runs_on("seed_attention", k, backend)
+    if runs == "native":
         return native.seed_backward(grad, seeds, k, v, out, lse, offsets, scale)
+    if runs == "triton":
+        from kunlun.ops.seed_attention import kernels
+
+        return kernels.backward(grad, seeds, k, v, out, lse, offsets, scale)
     rows = read_offsets("offsets", offsets, k.shape[0])
     return portable.backward(grad, seeds, k, v, out, lse, rows, scale)
 

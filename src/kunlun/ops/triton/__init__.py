@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-OPERATORS = ("gdpa",)
+OPERATORS = ("gdpa", "window_attention", "seed_attention")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 128  # channels a head; wider tiles do not fit the registers
 OLDEST = (3, 6)

@@ -66,7 +66,8 @@ def window_attention(
     check_offsets("offsets", offsets)
     if window < 0:
         raise ShapeError(f"window: {window} is negative; 0 is a row alone")
-    choose("window_attention", device=q.device, dtype=q.dtype, backend=backend)
+    width = q.shape[2]
+    choose("window_attention", device=q.device, dtype=q.dtype, width=width, backend=backend)
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else scale
     settings = (window, causal, scale, backend or "")
     out: Tensor = window_attention_op(q, k, v, offsets, *settings)[0]

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops import flops, native
 from kunlun.ops.checks import known_lengths, read_offsets
-from kunlun.ops.dispatch import runs_native
+from kunlun.ops.dispatch import runs_on
 from kunlun.ops.tiles import compute_dtype
 from kunlun.ops.window_attention import portable
 
@@ -30,8 +30,13 @@ def window_attention_op(
 
     `backend`: "" lets choose decide.
     """
-    if runs_native("window_attention", q, backend):
+    runs = runs_on("window_attention", q, backend)
+    if runs == "native":
         return native.window_forward(q, k, v, offsets, window, causal, scale)
+    if runs == "triton":
+        from kunlun.ops.window_attention import kernels
+
+        return kernels.forward(q, k, v, offsets, window, causal, scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.forward(q, k, v, rows, window, causal, scale)
 
@@ -50,8 +55,13 @@ def window_attention_backward_op(
     scale: float,
     backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if runs_native("window_attention", q, backend):
+    runs = runs_on("window_attention", q, backend)
+    if runs == "native":
         return native.window_backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
+    if runs == "triton":
+        from kunlun.ops.window_attention import kernels
+
+        return kernels.backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.backward(grad, q, k, v, out, lse, rows, window, causal, scale)
 

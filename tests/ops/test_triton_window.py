@@ -1,0 +1,9 @@
+"""window_attention's Triton kernels, interpreted; interpreted_window.py holds the cases."""
+
+from __future__ import annotations
+
+from tests.ops.interpreter import assert_passes_interpreted
+
+
+def test_window_attention_kernels_interpreted() -> None:
+    assert_passes_interpreted("interpreted_window.py")
