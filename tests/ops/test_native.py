@@ -35,7 +35,8 @@ from tests.ops.helpers import (
 
 pytestmark = needs_native
 
-LENGTH_SETS = [LENGTHS["buckets"], LENGTHS["skewed"], (50,) * 40]
+# The last one is longer than the pieces that threads take on.
+LENGTH_SETS = [LENGTHS["buckets"], LENGTHS["skewed"], (50,) * 40, (2300, 3)]
 
 
 def run_gdpa(
