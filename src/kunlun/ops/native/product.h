@@ -29,7 +29,7 @@ static inline void tile(Left a, Right b, long depth, float* c, long row, bool ad
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sum[m][v] = add ? load(c + m * row + v * kLanes) : vec{};
+    for (int v = 0; v < V; v++) sum[m][v] = vec{};
   for (long k = 0; k < depth; k++) {
     vec right[V];
 #pragma GCC unroll 2
@@ -46,7 +46,11 @@ static inline void tile(Left a, Right b, long depth, float* c, long row, bool ad
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++, c += row)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; v++) store(c + v * kLanes, sum[m][v]);
+    for (int v = 0; v < V; v++) {
+      // Sums of their own, added at the end: errors grow with the blocks, not with the terms.
+      float* p = c + v * kLanes;
+      store(p, add ? load(p) + sum[m][v] : sum[m][v]);
+    }
 }
 
 template <int V, bool Turned, int M = kTileRows>
