@@ -36,19 +36,8 @@ struct Gdpa {
             keys, a.kv_offsets[piece.sample + 1] - keys};
   }
 
-  // k and v of the item that this thread is likely to take next, a share of their rows each time.
-  struct NextKeys {
-    const T *k, *v;
-    long k_row, v_row, left, each, width;
-
-    void add_to(Ahead& ahead) {
-      const long n = least(each, left);
-      ahead.add(k, k_row, n, width);
-      ahead.add(v, v_row, n, width);
-      k += n * k_row, v += n * v_row, left -= n;
-    }
-  };
-  NextKeys after(int64_t index, const Item& it) const {
+  // k and v of the item that this thread is likely to take next.
+  Later<T> after(int64_t index, const Item& it) const {
     if (index + a.threads >= items()) return {};
     const Item next = item(index + a.threads);
     const long blocks = (it.rows + kBlock - 1) / kBlock * it.groups * heads_each();
@@ -70,7 +59,7 @@ struct Gdpa {
       read_rows(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, a.out_scale,
                 to + keys * width);
     }
-    NextKeys next = after(index, it);
+    Later<T> next = after(index, it);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {
@@ -121,7 +110,7 @@ struct Gdpa {
       read_rows(at(a.k, it.k_start, it.group + g), a.k.row, it.keys, width, 1.0f,
                 vt + keys * width);
     }
-    NextKeys next = after(index, it);
+    Later<T> next = after(index, it);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {

@@ -68,7 +68,7 @@ class Ahead {
   struct Area {
     const char* p;
     long stride, rows, bytes;
-  } areas_[4];
+  } areas_[5];
   int count_ = 0, current_ = 0;
   long lines_ = 0, at_ = 0, portion_ = 0;
 
@@ -93,6 +93,20 @@ class Ahead {
       area.p += area.stride;
       if (--area.rows == 0) current_++;
     }
+  }
+};
+
+// Rows of two matrices that will be read one day, a share of them asked for at a time.
+template <class T>
+struct Later {
+  const T *a, *b;
+  long a_row, b_row, left, share, width;
+
+  void add_to(Ahead& ahead) {
+    const long n = least(share, left);
+    ahead.add(a, a_row, n, width);
+    ahead.add(b, b_row, n, width);
+    a += n * a_row, b += n * b_row, left -= n;
   }
 };
 

@@ -39,6 +39,15 @@ struct WindowAttention {
     }
   }
 
+  // k and v of the item that this thread is likely to take next.
+  Later<T> after(int64_t index, const Item& it) const {
+    if (index + a.threads >= work.count * a.kv_heads) return {};
+    const Item next = item(index + a.threads);
+    const long steps = (it.last - it.first + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
+    return {at(a.k, next.start, next.group), at(a.v, next.start, next.group), a.k.row, a.v.row,
+            next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
+  }
+
   bool forward(int64_t index) const {
     const Item it = item(index);
     if (it.rows == 0) return true;
@@ -50,13 +59,18 @@ struct WindowAttention {
     float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
     const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
     const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
+    Later<T> next = after(index, it);
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
       tiles(it, [&](long i, long n, long from, long to) {
+        Ahead ahead;
+        ahead.add(at(a.q, it.start + i + n, h), a.q.row, least(kQueries, it.last - i - n), width);
+        next.add_to(ahead);
+        ahead.spread(tiles_of(to - from, n / kLanes + 1) + tiles_of(n, size / kLanes));
         read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
         const QueryTile tile = {n, padded(n), width, qt, top, total, result};
         for (long j = from; j < to; j += kChunk)
           read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
-                     least(kChunk, to - j), s, j == from, band(), j, i);
+                     least(kChunk, to - j), s, j == from, band(), j, i, &ahead);
         finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
                a.heads);
       });
@@ -77,10 +91,17 @@ struct WindowAttention {
     float *q = delta + kQueries, *grad = q + kQueries * size, *dq = grad + kQueries * size;
     const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
     const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
+    Later<T> next = after(index, it);
     for (long h = it.group * share; h < (it.group + 1) * share; h++) {
       long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
       tiles(it, [&](long i, long n, long from, long to) {
-        const long row = it.start + i;
+        const long row = it.start + i, later = row + n, more = least(kQueries, it.last - i - n);
+        Ahead ahead;
+        ahead.add(at(a.q, later, h), a.q.row, more, width);
+        ahead.add(at(a.grad, later, h), a.grad.row, more, width);
+        ahead.add(at(a.out, later, h), a.out.row, more, width);
+        next.add_to(ahead);
+        ahead.spread(2 * tiles_of(to - from, n / kLanes + 1));
         const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
         read_panels(query.p, query.row, n, width, scale, qt);
         const Left outer = read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h),
@@ -95,7 +116,7 @@ struct WindowAttention {
         for (long j = from; j < to; j += kChunk)
           differentiate_chunk(tile, {key.p + j * key.row, key.row},
                               {value.p + j * value.row, value.row}, least(kChunk, to - j), s, ds,
-                              dk + j * size, dv + j * size, j == from, true, band(), j, i);
+                              dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
         write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
       });
     }
