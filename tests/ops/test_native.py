@@ -35,7 +35,8 @@ from tests.ops.helpers import (
 
 pytestmark = needs_native
 
-LENGTH_SETS = [LENGTHS["buckets"], LENGTHS["skewed"], (50,) * 40]
+# The last one is longer than the pieces that threads take on.
+LENGTH_SETS = [LENGTHS["buckets"], LENGTHS["skewed"], (50,) * 40, (2300, 3)]
 
 
 def run_gdpa(
@@ -106,7 +107,7 @@ def test_every_instruction_set_matches_reference(
 
 
 @each_operator
-@pytest.mark.parametrize("lengths", LENGTH_SETS, ids=["buckets", "skewed", "equal"])
+@pytest.mark.parametrize("lengths", LENGTH_SETS, ids=["buckets", "skewed", "equal", "long"])
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=lambda d: str(d)[6:])
 def test_errors_are_those_of_torch(
     operator: Callable, lengths: tuple[int, ...], dtype: torch.dtype
@@ -170,7 +171,7 @@ def test_log_sum_exp_is_that_of_the_portable_path() -> None:
 
 
 @each_operator
-@pytest.mark.parametrize("lengths", LENGTH_SETS, ids=["buckets", "skewed", "equal"])
+@pytest.mark.parametrize("lengths", LENGTH_SETS, ids=["buckets", "skewed", "equal", "long"])
 def test_bits_do_not_depend_on_the_number_of_threads(
     operator: Callable, lengths: tuple[int, ...], threads: Callable[[int], None]
 ) -> None:

@@ -1,5 +1,6 @@
-// GDPA: out = out_scale * act(scale * q k^T) v per sample and head. One item is a sample and a key
-// head: k and v are brought into the form of products once and read by all its query heads.
+// GDPA: out = out_scale * act(scale * q k^T) v per sample and head. One item is a sample and some
+// of its key heads: their k and v are brought into the form of products once, then the sample's
+// rows are read from top to bottom, a block of rows at a time and all heads of the item in each.
 #pragma once
 #include "activations.h"
 #include "library.h"
@@ -9,40 +10,59 @@ namespace KUNLUN_ISA {
 
 constexpr long kBlock = 48;   // query rows at a time: their scores stay in the first cache
 constexpr long kKeys = 128;   // key rows at a time
+constexpr long kCached = 1 << 17;  // floats of an item's k and v in all: a part of the second cache
 
 template <class T>
 struct Gdpa {
   const GdpaArgs& a;
-  const int64_t* order;
+  Pieces work;
+  long together;  // key heads an item
 
   static T* at(const Tensor3& t, long row, long head) {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
   }
 
   struct Item {
-    long group, q_start, rows, k_start, keys;
+    long group, groups;   // its first key head, and how many
+    long q_start, rows, k_start, keys;
   };
+  long slices() const { return (a.kv_heads + together - 1) / together; }
+  long items() const { return work.count * slices(); }
   Item item(int64_t index) const {
-    const long sample = order[index / a.kv_heads];
-    return {index % a.kv_heads, a.q_offsets[sample], a.q_offsets[sample + 1] - a.q_offsets[sample],
-            a.kv_offsets[sample], a.kv_offsets[sample + 1] - a.kv_offsets[sample]};
+    const Piece& piece = work.data[index / slices()];
+    const long group = index % slices() * together, keys = a.kv_offsets[piece.sample];
+    return {group, least(together, a.kv_heads - group),
+            a.q_offsets[piece.sample] + piece.first, piece.last - piece.first,
+            keys, a.kv_offsets[piece.sample + 1] - keys};
+  }
+
+  // k and v of the item that this thread is likely to take next.
+  Later<T> after(int64_t index, const Item& it) const {
+    if (index + a.threads >= items()) return {};
+    const Item next = item(index + a.threads);
+    const long blocks = (it.rows + kBlock - 1) / kBlock * it.groups * heads_each();
+    return {at(a.k, next.k_start, next.group), at(a.v, next.k_start, next.group), a.k.row, a.v.row,
+            next.keys, blocks ? (next.keys + blocks - 1) / blocks : 0, next.groups * a.width};
   }
 
   bool forward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = padded(width), keys = padded(it.keys), share = heads_each();
     const bool direct = sizeof(T) == 4 && size == width;  // results need no other form
-    float* kt = scratch(keys * width + it.keys * size + kBlock * (2 * size + kKeys));
+    const long each = keys * width + it.keys * size;      // of a key head
+    float* kt = scratch(it.groups * each + kBlock * (2 * size + kKeys));
     if (!kt) return false;
-    float *v = kt + keys * width, *s = v + it.keys * size, *q = s + kBlock * kKeys;
-    float* o = q + kBlock * size;
-    read_panels(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, a.scale, kt);
-    const T* from_v = at(a.v, it.k_start, it.group);
-    Left values = {v, size};
-    if (a.out_scale == 1.0) values = read_rows(from_v, a.v.row, it.keys, width, v);
-    else read_rows(from_v, a.v.row, it.keys, width, a.out_scale, v);
-    for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      for (long r = 0; r < it.rows; r += kBlock) {
+    float *s = kt + it.groups * each, *q = s + kBlock * kKeys, *o = q + kBlock * size;
+    for (long g = 0; g < it.groups; g++) {
+      float* to = kt + g * each;
+      read_panels(at(a.k, it.k_start, it.group + g), a.k.row, it.keys, width, a.scale, to);
+      read_rows(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, a.out_scale,
+                to + keys * width);
+    }
+    Later<T> next = after(index, it);
+    const long first = it.group * share, last = first + it.groups * share;
+    for (long r = 0; r < it.rows; r += kBlock)
+      for (long h = first; h < last; h++) {
         const long rows = least(kBlock, it.rows - r);
         const T* from = at(a.q, it.q_start + r, h);
         T* to = at(a.out, it.q_start + r, h);
@@ -50,6 +70,13 @@ struct Gdpa {
           write_zeros(to, a.out.row, rows, width);
           continue;
         }
+        const long later = h + 1 < last ? r : r + kBlock, more = least(kBlock, it.rows - later);
+        const long then = h + 1 < last ? h + 1 : first;
+        Ahead ahead;
+        ahead.add(at(a.q, it.q_start + later, then), a.q.row, more, width);
+        next.add_to(ahead);
+        ahead.spread(tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes));
+        const float *panels = kt + (h - first) / share * each, *values = panels + keys * width;
         Left left = {q, size};
         if constexpr (sizeof(T) == 4) left = {from, a.q.row};
         else read_rows(from, a.q.row, rows, width, 1.0f, q);
@@ -57,11 +84,11 @@ struct Gdpa {
         const long result_row = direct ? a.out.row : size;
         for (long j = 0; j < it.keys; j += kKeys) {
           const long n = least(kKeys, it.keys - j), columns = padded(n);
-          multiply<false>(rows, columns / kLanes, width, left, panels_of(kt + j * width, width), s,
-                          columns, false);
+          multiply<false>(rows, columns / kLanes, width, left,
+                          panels_of(panels + j * width, width), s, columns, false, &ahead);
           kActivate[a.activations[h]](s, rows * columns);
-          const Right value = rows_of({values.p + j * values.row, values.row});
-          multiply<false>(rows, size / kLanes, n, {s, columns}, value, result, result_row, j > 0);
+          multiply<false>(rows, size / kLanes, n, {s, columns}, rows_of(values + j * size, size),
+                          result, result_row, j > 0, &ahead);
         }
         if (!direct) write_rows(o, rows, width, 1.0f, to, a.out.row);
       }
@@ -71,49 +98,68 @@ struct Gdpa {
   bool backward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = padded(width), keys = padded(it.keys), share = heads_each();
-    float* kt = scratch(2 * keys * width + 3 * it.keys * size + kBlock * (3 * size + 2 * kKeys));
+    const long each = 2 * keys * width + 3 * it.keys * size;  // of a key head
+    float* kt = scratch(it.groups * each + kBlock * (3 * size + 2 * kKeys));
     if (!kt) return false;
-    float *vt = kt + keys * width, *k = vt + keys * width, *dk = k + it.keys * size;
-    float *dv = dk + it.keys * size, *q = dv + it.keys * size, *grad = q + kBlock * size;
-    float *dq = grad + kBlock * size, *s = dq + kBlock * size, *ds = s + kBlock * kKeys;
-    read_panels(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, a.scale, kt);
-    read_panels(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, a.out_scale, vt);
-    const Left key = read_rows(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, k);
-    bool add = false;  // the first block of rows writes dk and dv
-    for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      for (long r = 0; r < it.rows; r += kBlock) {
+    float *q = kt + it.groups * each, *grad = q + kBlock * size, *dq = grad + kBlock * size;
+    float *s = dq + kBlock * size, *ds = s + kBlock * kKeys;
+    for (long g = 0; g < it.groups; g++) {
+      float *to = kt + g * each, *vt = to + keys * width;
+      read_panels(at(a.k, it.k_start, it.group + g), a.k.row, it.keys, width, a.scale, to);
+      read_panels(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, a.out_scale, vt);
+      read_rows(at(a.k, it.k_start, it.group + g), a.k.row, it.keys, width, 1.0f,
+                vt + keys * width);
+    }
+    Later<T> next = after(index, it);
+    const long first = it.group * share, last = first + it.groups * share;
+    for (long r = 0; r < it.rows; r += kBlock)
+      for (long h = first; h < last; h++) {
         const long rows = least(kBlock, it.rows - r);
         T* to = at(a.dq, it.q_start + r, h);
         if (it.keys == 0) {
           write_zeros(to, a.dq.row, rows, width);
           continue;
         }
+        const long later = h + 1 < last ? r : r + kBlock, more = least(kBlock, it.rows - later);
+        const long then = h + 1 < last ? h + 1 : first;
+        Ahead ahead;
+        ahead.add(at(a.q, it.q_start + later, then), a.q.row, more, width);
+        ahead.add(at(a.out, it.q_start + later, then), a.out.row, more, width);
+        next.add_to(ahead);
+        ahead.spread(2 * tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes));
+        const float *panels = kt + (h - first) / share * each, *vt = panels + keys * width;
+        const float* k = vt + keys * width;
+        float *dk = kt + (h - first) / share * each + 2 * keys * width + it.keys * size;
+        float* dv = dk + it.keys * size;
+        const bool add = r > 0 || (h - first) % share > 0;  // the first block writes dk and dv
         const Left query = read_rows(at(a.q, it.q_start + r, h), a.q.row, rows, width, q);
         const Left outer = read_rows(at(a.out, it.q_start + r, h), a.out.row, rows, width, grad);
         for (long j = 0; j < it.keys; j += kKeys) {
           const long n = least(kKeys, it.keys - j), columns = padded(n), vectors = columns / kLanes;
-          multiply<false>(rows, vectors, width, query, panels_of(kt + j * width, width), s,
-                          columns, false);
+          multiply<false>(rows, vectors, width, query, panels_of(panels + j * width, width), s,
+                          columns, false, &ahead);
           multiply<false>(rows, vectors, width, outer, panels_of(vt + j * width, width), ds,
-                          columns, false);
+                          columns, false, &ahead);
           kActivateBoth[a.activations[h]](s, ds, rows * columns);
-          const Right some = rows_of({key.p + j * key.row, key.row});
-          multiply<false>(rows, size / kLanes, n, {ds, columns}, some, dq, size, j > 0);
+          multiply<false>(rows, size / kLanes, n, {ds, columns}, rows_of(k + j * size, size), dq,
+                          size, j > 0, &ahead);
           multiply<true>(n, size / kLanes, rows, {ds, columns}, rows_of(query), dk + j * size,
                          size, add);
           multiply<true>(n, size / kLanes, rows, {s, columns}, rows_of(outer), dv + j * size,
                          size, add);
         }
-        add = true;
         write_rows(dq, rows, width, a.scale, to, a.dq.row);
       }
-    T *to_k = at(a.dk, it.k_start, it.group), *to_v = at(a.dv, it.k_start, it.group);
-    if (add) {
-      write_rows(dk, it.keys, width, a.scale, to_k, a.dk.row);
-      write_rows(dv, it.keys, width, a.out_scale, to_v, a.dv.row);
-    } else {
-      write_zeros(to_k, a.dk.row, it.keys, width);
-      write_zeros(to_v, a.dv.row, it.keys, width);
+    for (long g = 0; g < it.groups; g++) {
+      const float *dk = kt + g * each + 2 * keys * width + it.keys * size;
+      T *to_k = at(a.dk, it.k_start, it.group + g), *to_v = at(a.dv, it.k_start, it.group + g);
+      if (it.rows) {
+        write_rows(dk, it.keys, width, a.scale, to_k, a.dk.row);
+        write_rows(dk + it.keys * size, it.keys, width, a.out_scale, to_v, a.dv.row);
+      } else {
+        write_zeros(to_k, a.dk.row, it.keys, width);
+        write_zeros(to_v, a.dv.row, it.keys, width);
+      }
     }
     return true;
   }
@@ -121,11 +167,17 @@ struct Gdpa {
   long heads_each() const { return a.heads / a.kv_heads; }
 
   static Status run(const GdpaArgs* a, bool backward) {
-    const Gdpa context = {*a, work_order(a->q_offsets, a->samples, a->threads)};
-    if (!context.order) return kNoMemory;
+    // As many key heads as the cache holds at the batch's mean number of keys.
+    const long mean = a->samples ? (a->kv_rows + a->samples - 1) / a->samples : 0;
+    const long floats = (backward ? 5 : 2) * most(mean, kLanes) * padded(a->width);
+    const long together = least(a->kv_heads, most(1, kCached / floats));
+    // Gradients of k and v are sums over all rows of a sample: its backward stays in one piece.
+    const long longest = backward ? kWhole : kPiece;
+    const Gdpa context = {*a, pieces(a->q_offsets, a->samples, longest, a->threads), together};
+    if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<Gdpa, &Gdpa::backward> : call<Gdpa, &Gdpa::forward>;
-    return run_items(a->samples * a->kv_heads, a->threads, body, &context) ? kDone : kNoMemory;
+    return run_items(context.items(), a->threads, body, &context) ? kDone : kNoMemory;
   }
 };
 

@@ -28,12 +28,12 @@ float* grow(Scratch& scratch, int64_t n) {
   return scratch.data;
 }
 
-struct Order {
-  int64_t* data = nullptr;
+struct Room {
+  Piece* data = nullptr;
   int64_t size = 0;
-  ~Order() { free(data); }
+  ~Room() { free(data); }
 };
-thread_local Order t_order;
+thread_local Room t_pieces;
 
 // GOMP_parallel of the OpenMP that torch has loaded already, so that both share one set of threads.
 typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
@@ -52,9 +52,12 @@ struct Team {
   }
 };
 
-int compare(const void* a, const void* b) {
-  auto x = static_cast<const int64_t*>(a), y = static_cast<const int64_t*>(b);
-  return x[0] < y[0] ? -1 : x[0] > y[0];
+int longer_first(const void* a, const void* b) {
+  auto x = static_cast<const Piece*>(a), y = static_cast<const Piece*>(b);
+  const int64_t more = (y->last - y->first) - (x->last - x->first);
+  if (more) return more < 0 ? -1 : 1;
+  if (x->sample != y->sample) return x->sample < y->sample ? -1 : 1;
+  return x->first < y->first ? -1 : 1;
 }
 
 }  // namespace
@@ -83,26 +86,29 @@ bool run_items(int64_t items, int64_t threads, bool (*body)(const void*, int64_t
   return team.fine;
 }
 
-const int64_t* work_order(const int64_t* offsets, int64_t samples, int64_t threads) {
-  if (2 * samples + 2 > t_order.size) {
-    free(t_order.data);
-    t_order.size = 2 * samples + 2;
-    t_order.data = static_cast<int64_t*>(malloc(t_order.size * sizeof(int64_t)));
-    if (!t_order.data) t_order.size = 0;
+Pieces pieces(const int64_t* offsets, int64_t samples, int64_t longest, int64_t threads) {
+  if (threads <= 1) longest = kWhole;
+  int64_t count = 0;
+  for (int64_t i = 0; i < samples; i++) {
+    const int64_t rows = offsets[i + 1] - offsets[i];
+    count += rows > longest ? (rows + longest - 1) / longest : 1;
   }
-  int64_t* order = t_order.data;
-  if (!order) return nullptr;
-  if (threads <= 1) {
-    for (int64_t i = 0; i < samples; i++) order[i] = i;
-    return order;
+  if (count + 1 > t_pieces.size) {
+    free(t_pieces.data);
+    t_pieces.size = count + 1;
+    t_pieces.data = static_cast<Piece*>(malloc(t_pieces.size * sizeof(Piece)));
+    if (!t_pieces.data) t_pieces.size = 0;
   }
-  for (int64_t i = 0; i < samples; i++) {  // pairs of (negative length, sample)
-    order[2 * i] = offsets[i] - offsets[i + 1];
-    order[2 * i + 1] = i;
+  Piece* to = t_pieces.data;
+  if (!to) return {nullptr, 0};
+  for (int64_t i = 0; i < samples; i++) {
+    const int64_t rows = offsets[i + 1] - offsets[i];
+    int64_t first = 0;
+    for (; rows - first > longest; first += longest) *to++ = {i, first, first + longest};
+    *to++ = {i, first, rows};
   }
-  qsort(order, samples, 2 * sizeof(int64_t), compare);
-  for (int64_t i = 0; i < samples; i++) order[i] = order[2 * i + 1];
-  return order;
+  if (threads > 1) qsort(t_pieces.data, count, sizeof(Piece), longer_first);
+  return {t_pieces.data, count};
 }
 
 extern "C" {

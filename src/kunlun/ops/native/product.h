@@ -29,7 +29,7 @@ static inline void tile(Left a, Right b, long depth, float* c, long row, bool ad
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sum[m][v] = add ? load(c + m * row + v * kLanes) : vec{};
+    for (int v = 0; v < V; v++) sum[m][v] = vec{};
   for (long k = 0; k < depth; k++) {
     vec right[V];
 #pragma GCC unroll 2
@@ -46,7 +46,11 @@ static inline void tile(Left a, Right b, long depth, float* c, long row, bool ad
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++, c += row)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; v++) store(c + v * kLanes, sum[m][v]);
+    for (int v = 0; v < V; v++) {
+      // Sums of their own, added at the end: errors grow with the blocks, not with the terms.
+      float* p = c + v * kLanes;
+      store(p, add ? load(p) + sum[m][v] : sum[m][v]);
+    }
 }
 
 template <int V, bool Turned, int M = kTileRows>
@@ -57,14 +61,68 @@ static inline void tile_of(long rows, Left a, Right b, long depth, float* c, lon
   }
 }
 
+// Memory is slow to answer and takes few questions at a time: what comes next is asked for between
+// tiles, a few lines each time.
+class Ahead {
+  static constexpr long kLine = 64;
+  struct Area {
+    const char* p;
+    long stride, rows, bytes;
+  } areas_[5];
+  int count_ = 0, current_ = 0;
+  long lines_ = 0, at_ = 0, portion_ = 0;
+
+ public:
+  // `rows` rows of `width` elements, `stride` elements apart.
+  template <class T>
+  void add(const T* from, long stride, long rows, long width) {
+    if (rows <= 0 || width <= 0) return;
+    const long size = sizeof(T);
+    areas_[count_++] = {reinterpret_cast<const char*>(from), stride * size, rows, width * size};
+    lines_ += rows * ((width * size + kLine - 1) / kLine);
+  }
+  // From now on; to be done after `times` calls of ask.
+  void spread(long times) { portion_ = (lines_ + times - 1) / times; }
+  void ask() {
+    for (long left = portion_; left > 0 && current_ < count_; left--) {
+      Area& area = areas_[current_];
+      __builtin_prefetch(area.p + at_, 0, 2);
+      at_ += kLine;
+      if (at_ < area.bytes) continue;
+      at_ = 0;
+      area.p += area.stride;
+      if (--area.rows == 0) current_++;
+    }
+  }
+};
+
+// Rows of two matrices that will be read one day, a share of them asked for at a time.
+template <class T>
+struct Later {
+  const T *a, *b;
+  long a_row, b_row, left, share, width;
+
+  void add_to(Ahead& ahead) {
+    const long n = least(share, left);
+    ahead.add(a, a_row, n, width);
+    ahead.add(b, b_row, n, width);
+    a += n * a_row, b += n * b_row, left -= n;
+  }
+};
+
+static inline long tiles_of(long rows, long vectors) {
+  return (rows + kTileRows - 1) / kTileRows * ((vectors + 1) / 2);
+}
+
 template <int V, bool Turned>
 static __attribute__((noinline)) void column(long rows, Left a, Right b, long depth, float* c,
-                                             long row, bool add) {
+                                             long row, bool add, Ahead* ahead) {
   // Blocks of nearly equal height: a last one of one or two rows would wait for its own sums.
   long blocks = (rows + kTileRows - 1) / kTileRows;
   for (long i = 0, start = 0; i < blocks; i++) {
     long height = (rows - start) / (blocks - i);
     Left part = {a.p + start * (Turned ? 1 : a.row), a.row};
+    if (ahead) ahead->ask();
     tile_of<V, Turned>(height, part, b, depth, c + start * row, row, add);
     start += height;
   }
@@ -73,11 +131,11 @@ static __attribute__((noinline)) void column(long rows, Left a, Right b, long de
 // c [rows, vectors * kLanes] = a b, or += if `add`; b has `depth` rows.
 template <bool Turned>
 static inline void multiply(long rows, long vectors, long depth, Left a, Right b, float* c,
-                            long row, bool add) {
+                            long row, bool add, Ahead* ahead = nullptr) {
   long v = 0;
   for (; v + 2 <= vectors; v += 2, b.p += 2 * b.panel, c += 2 * kLanes)
-    column<2, Turned>(rows, a, b, depth, c, row, add);
-  if (v < vectors) column<1, Turned>(rows, a, b, depth, c, row, add);
+    column<2, Turned>(rows, a, b, depth, c, row, add, ahead);
+  if (v < vectors) column<1, Turned>(rows, a, b, depth, c, row, add, ahead);
 }
 
 // Rows of a tensor, `stride` elements apart, into a buffer of padded rows.

@@ -12,7 +12,7 @@ constexpr long kSeeds = 4 * 16;  // lanes of a tile: a whole number of vectors e
 template <class T>
 struct SeedAttention {
   const SoftmaxArgs& a;
-  const int64_t* order;
+  Pieces work;
   float* seeds;   // a head: panels, then (backward) rows
   float* partial; // backward: [slices, heads, seeds, padded(width)]
 
@@ -34,7 +34,7 @@ struct SeedAttention {
   }
 
   bool forward(int64_t index) const {
-    const long sample = order[index / a.heads], head = index % a.heads, size = padded(a.width);
+    const long sample = work.data[index / a.heads].sample, head = index % a.heads, size = padded(a.width);
     const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
     T* out = at(a.out, sample * a.seeds, head);
     float* lse = a.lse + sample * a.seeds * a.heads + head;
@@ -120,10 +120,10 @@ struct SeedAttention {
   }
 
   static Status run(const SoftmaxArgs* a, bool backward) {
-    SeedAttention c = {*a, work_order(a->offsets, a->samples, a->threads), nullptr, nullptr};
+    SeedAttention c = {*a, pieces(a->offsets, a->samples, kWhole, a->threads), nullptr, nullptr};
     const long packed = a->heads * (c.panels() + c.rows());
     c.seeds = shared(packed + (backward ? c.slices() * a->heads * c.rows() : 0));
-    if (!c.order || !c.seeds) return kNoMemory;
+    if (!c.work.data || !c.seeds) return kNoMemory;
     c.partial = c.seeds + packed;
     c.pack_seeds();
     const auto body = backward ? call<SeedAttention, &SeedAttention::backward>

@@ -8,7 +8,7 @@
 
 namespace KUNLUN_ISA {
 
-constexpr long kChunk = 64;           // key rows at a time
+constexpr long kChunk = 160;           // key rows at a time
 constexpr float kBanned = -1e30f;     // finite: a wholly banned column holds numbers, not NaN
 constexpr float kLog2E = 1.44269504f;
 
@@ -43,9 +43,10 @@ struct QueryTile {    // `rows` queries in `lanes` lanes; buffers of padded rows
 
 // One chunk of keys; s is room for keys * lanes scores.
 static inline void read_chunk(const QueryTile& t, Left k, Left v, long keys, float* s, bool first,
-                              Band band, long key, long query) {
+                              Band band, long key, long query, Ahead* ahead = nullptr) {
   const long size = padded(t.width);
-  multiply<false>(keys, t.lanes / kLanes, t.width, k, panels_of(t.qt, t.width), s, t.lanes, false);
+  multiply<false>(keys, t.lanes / kLanes, t.width, k, panels_of(t.qt, t.width), s, t.lanes, false,
+                  ahead);
   outside(band, keys, key, t.lanes, query, [&](long j, long lane, ivec banned) {
     float* p = s + j * t.lanes + lane;
     store(p, banned ? all(kBanned) : load(p));
@@ -90,7 +91,8 @@ static inline void read_chunk(const QueryTile& t, Left k, Left v, long keys, flo
     store(t.top + lane, top);
     store(t.total + lane, total);
   }
-  multiply<true>(t.rows, size / kLanes, keys, {s, t.lanes}, rows_of(v), t.result, size, !first);
+  multiply<true>(t.rows, size / kLanes, keys, {s, t.lanes}, rows_of(v), t.result, size, !first,
+                 ahead);
 }
 
 // Divides and writes the result rows and their log2-sum-exp2, `lse_row` elements apart.
@@ -140,10 +142,13 @@ static inline Left read_grads(const T* grad, long grad_row, const T* out, long o
 // written by the first chunk of its tile. s and ds: room for keys * lanes numbers each.
 static inline void differentiate_chunk(const GradTile& t, Left k, Left v, long keys,
                                        float* s, float* ds, float* dk, float* dv, bool first,
-                                       bool add, Band band, long key, long query) {
+                                       bool add, Band band, long key, long query,
+                                       Ahead* ahead = nullptr) {
   const long size = padded(t.width), vectors = t.lanes / kLanes;
-  multiply<false>(keys, vectors, t.width, k, panels_of(t.qt, t.width), s, t.lanes, false);
-  multiply<false>(keys, vectors, t.width, v, panels_of(t.gradt, t.width), ds, t.lanes, false);
+  multiply<false>(keys, vectors, t.width, k, panels_of(t.qt, t.width), s, t.lanes, false,
+                  ahead);
+  multiply<false>(keys, vectors, t.width, v, panels_of(t.gradt, t.width), ds, t.lanes, false,
+                  ahead);
   outside(band, keys, key, t.lanes, query, [&](long j, long lane, ivec banned) {
     float* p = s + j * t.lanes + lane;
     store(p, banned ? all(kBanned) : load(p));

@@ -10,29 +10,42 @@ constexpr long kQueries = 32;  // lanes of a tile; more would reach more keys ou
 template <class T>
 struct WindowAttention {
   const SoftmaxArgs& a;
-  const int64_t* order;
+  Pieces work;
 
   static T* at(const Tensor3& t, long row, long head) {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
   }
 
   struct Item {
-    long group, start, rows;
+    long group, start, rows;  // the keys it reads
+    long first, last;         // its queries, counted from the first of them
   };
   Item item(int64_t index) const {
-    const long sample = order[index / a.kv_heads], start = a.offsets[sample];
-    return {index % a.kv_heads, start, a.offsets[sample + 1] - start};
+    const Piece& piece = work.data[index / a.kv_heads];
+    const long start = a.offsets[piece.sample], all = a.offsets[piece.sample + 1] - start;
+    const long from = most(0, piece.first - reach());
+    const long to = least(all, piece.last + (a.causal ? 0 : reach()));
+    return {index % a.kv_heads, start + from, to - from, piece.first - from, piece.last - from};
   }
   long reach() const { return least(a.window, 1L << 30); }
   Band band() const { return {-reach(), a.causal ? 0 : reach()}; }
 
   // Calls f(first query, queries, first key, past the last key) for every tile.
   template <class F>
-  void tiles(long rows, F f) const {
-    for (long i = 0; i < rows; i += kQueries) {
-      const long n = least(kQueries, rows - i);
-      f(i, n, most(0, i - reach()), least(rows, i + n + (a.causal ? 0 : reach())));
+  void tiles(const Item& it, F f) const {
+    for (long i = it.first; i < it.last; i += kQueries) {
+      const long n = least(kQueries, it.last - i);
+      f(i, n, most(0, i - reach()), least(it.rows, i + n + (a.causal ? 0 : reach())));
     }
+  }
+
+  // k and v of the item that this thread is likely to take next.
+  Later<T> after(int64_t index, const Item& it) const {
+    if (index + a.threads >= work.count * a.kv_heads) return {};
+    const Item next = item(index + a.threads);
+    const long steps = (it.last - it.first + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
+    return {at(a.k, next.start, next.group), at(a.v, next.start, next.group), a.k.row, a.v.row,
+            next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
   }
 
   bool forward(int64_t index) const {
@@ -46,13 +59,18 @@ struct WindowAttention {
     float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
     const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
     const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
+    Later<T> next = after(index, it);
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      tiles(it.rows, [&](long i, long n, long from, long to) {
+      tiles(it, [&](long i, long n, long from, long to) {
+        Ahead ahead;
+        ahead.add(at(a.q, it.start + i + n, h), a.q.row, least(kQueries, it.last - i - n), width);
+        next.add_to(ahead);
+        ahead.spread(tiles_of(to - from, n / kLanes + 1) + tiles_of(n, size / kLanes));
         read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
         const QueryTile tile = {n, padded(n), width, qt, top, total, result};
         for (long j = from; j < to; j += kChunk)
           read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
-                     least(kChunk, to - j), s, j == from, band(), j, i);
+                     least(kChunk, to - j), s, j == from, band(), j, i, &ahead);
         finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
                a.heads);
       });
@@ -73,10 +91,17 @@ struct WindowAttention {
     float *q = delta + kQueries, *grad = q + kQueries * size, *dq = grad + kQueries * size;
     const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
     const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
+    Later<T> next = after(index, it);
     for (long h = it.group * share; h < (it.group + 1) * share; h++) {
       long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
-      tiles(it.rows, [&](long i, long n, long from, long to) {
-        const long row = it.start + i;
+      tiles(it, [&](long i, long n, long from, long to) {
+        const long row = it.start + i, later = row + n, more = least(kQueries, it.last - i - n);
+        Ahead ahead;
+        ahead.add(at(a.q, later, h), a.q.row, more, width);
+        ahead.add(at(a.grad, later, h), a.grad.row, more, width);
+        ahead.add(at(a.out, later, h), a.out.row, more, width);
+        next.add_to(ahead);
+        ahead.spread(2 * tiles_of(to - from, n / kLanes + 1));
         const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
         read_panels(query.p, query.row, n, width, scale, qt);
         const Left outer = read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h),
@@ -91,7 +116,7 @@ struct WindowAttention {
         for (long j = from; j < to; j += kChunk)
           differentiate_chunk(tile, {key.p + j * key.row, key.row},
                               {value.p + j * value.row, value.row}, least(kChunk, to - j), s, ds,
-                              dk + j * size, dv + j * size, j == from, true, band(), j, i);
+                              dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
         write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
       });
     }
@@ -101,11 +126,13 @@ struct WindowAttention {
   }
 
   static Status run(const SoftmaxArgs* a, bool backward) {
-    const WindowAttention c = {*a, work_order(a->offsets, a->samples, a->threads)};
-    if (!c.order) return kNoMemory;
+    // Neighbouring queries add to the gradients of the same keys: a backward is not cut.
+    const WindowAttention c = {
+        *a, pieces(a->offsets, a->samples, backward ? kWhole : kPiece, a->threads)};
+    if (!c.work.data) return kNoMemory;
     const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
                                : call<WindowAttention, &WindowAttention::forward>;
-    return run_items(a->samples * a->kv_heads, a->threads, body, &c) ? kDone : kNoMemory;
+    return run_items(c.work.count * a->kv_heads, a->threads, body, &c) ? kDone : kNoMemory;
   }
 };
 
