@@ -57,14 +57,14 @@ class Table(NamedTuple):
 TABLES = {
     (2, 64): Table(
         forward=(
-            Tiles(128, 64, 8, 2, 2),
-            Tiles(128, 128, 8, 2, 1),
+            Tiles(128, 64, 8, 2, 3),
+            Tiles(128, 128, 8, 2, 2),
             Tiles(128, 256, 8, 2, 1),
             Tiles(128, 64, 8, 3, 2),
         ),
-        whole=(Tiles(32, 64, 4, 2, 2), Tiles(32, 128, 8, 2, 1)),
+        whole=(Tiles(64, 64, 4, 2, 2), Tiles(64, 128, 8, 2, 1)),
         keys=Tiles(64, 128, 8, 2, 1),
-        queries=Tiles(64, 64, 8, 2, 2),
+        queries=Tiles(128, 64, 8, 2, 2),
     ),
     (2, 128): Table(
         forward=(
@@ -73,9 +73,9 @@ TABLES = {
             Tiles(128, 256, 8, 2, 1),
             Tiles(128, 64, 8, 3, 1),
         ),
-        whole=(Tiles(32, 64, 8, 2, 1), Tiles(32, 128, 8, 2, 1)),
+        whole=(Tiles(64, 64, 8, 2, 1), Tiles(32, 128, 8, 2, 1)),
         keys=Tiles(64, 64, 8, 2, 1),
-        queries=Tiles(64, 64, 8, 2, 1),
+        queries=Tiles(128, 64, 8, 2, 1),
     ),
     # Three products for one: the registers hold small tiles only, and no keys between tiles.
     (4, 64): Table(
@@ -286,26 +286,26 @@ def forward_kernel(
         out_base = out + start * out_row + head * out_head
         k_base = k + kv_start * k_row + kv_head * k_head
         v_base = v + kv_start * v_row + kv_head * v_head
-        q_step, out_step = moving(q_row, sample), moving(out_row, sample)
-        k_step, v_step = moving(k_row, sample), moving(v_row, sample)
         code = tl.load(head_codes + head)
         if RESIDENT:
             last = tl.minimum(first + SPAN, length)
-            k_tile = load_rows(k_base, k_step, 0, kv_length, BN, D, WIDTH)
-            v_tile = load_rows(v_base, v_step, 0, kv_length, BN, D, WIDTH)
+            k_tile = load_rows(k_base, moving(k_row, sample), 0, kv_length, BN, D, WIDTH)
+            v_tile = load_rows(v_base, moving(v_row, sample), 0, kv_length, BN, D, WIDTH)
             for row in range(first, last, BM):
-                q_tile = load_rows(q_base, q_step, row, length, BM, D, WIDTH)
+                q_tile = load_rows(q_base, moving(q_row, row), row, length, BM, D, WIDTH)
                 total = tl.zeros([BM, WIDTH], tl.float32)
                 total = _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS)
-                store_rows(out_base, out_step, row, length, total * out_scale, BM, D, WIDTH)
+                total *= out_scale
+                store_rows(out_base, moving(out_row, row), row, length, total, BM, D, WIDTH)
         elif first < length:
-            q_tile = load_rows(q_base, q_step, first, length, BM, D, WIDTH)
+            q_tile = load_rows(q_base, moving(q_row, sample), first, length, BM, D, WIDTH)
             total = tl.zeros([BM, WIDTH], tl.float32)
             for key in range(0, kv_length, BN):
-                k_tile = load_rows(k_base, k_step, key, kv_length, BN, D, WIDTH)
-                v_tile = load_rows(v_base, v_step, key, kv_length, BN, D, WIDTH)
+                k_tile = load_rows(k_base, moving(k_row, key), key, kv_length, BN, D, WIDTH)
+                v_tile = load_rows(v_base, moving(v_row, key), key, kv_length, BN, D, WIDTH)
                 total = _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS)
-            store_rows(out_base, out_step, first, length, total * out_scale, BM, D, WIDTH)
+            total *= out_scale
+            store_rows(out_base, moving(out_row, sample), first, length, total, BM, D, WIDTH)
 
 
 @triton.jit
@@ -342,8 +342,6 @@ def keys_kernel(
         v_base = v + kv_start * v_row + kv_head * v_head
         k_tile = load_rows(k_base, moving(k_row, sample), key, kv_length, BN, D, WIDTH)
         v_tile = load_rows(v_base, moving(v_row, sample), key, kv_length, BN, D, WIDTH)
-        q_step, grad_step = moving(q_row, sample), moving(grad_row, sample)
-        dq_step = moving(dq_row, sample)
         dk_tile = tl.zeros([BN, WIDTH], tl.float32)
         dv_tile = tl.zeros([BN, WIDTH], tl.float32)
         # Tiles of queries of all heads that read these keys, in one loop: two would spill.
@@ -353,8 +351,8 @@ def keys_kernel(
             head = kv_head * share + i // tiles
             q_base = q + start * q_row + head * q_head
             grad_base = grad + start * grad_row + head * grad_head
-            q_tile = load_rows(q_base, q_step, row, length, BM, D, WIDTH)
-            grad_tile = load_rows(grad_base, grad_step, row, length, BM, D, WIDTH)
+            q_tile = load_rows(q_base, moving(q_row, row), row, length, BM, D, WIDTH)
+            grad_tile = load_rows(grad_base, moving(grad_row, row), row, length, BM, D, WIDTH)
             scores = _product(k_tile, tl.trans(q_tile)) * scale
             code = tl.load(head_codes + head)
             weights, slope = activate_head_both(scores, code, ACTS)
@@ -365,7 +363,7 @@ def keys_kernel(
             if WHOLE:
                 dq_tile = tl.trans(_product(tl.trans(k_tile), d_scores)) * (scale * out_scale)
                 dq_base = dq + start * dq_row + head * dq_head
-                store_rows(dq_base, dq_step, row, length, dq_tile, BM, D, WIDTH)
+                store_rows(dq_base, moving(dq_row, row), row, length, dq_tile, BM, D, WIDTH)
         dk_tile *= scale * out_scale
         dv_tile *= out_scale
         if WHOLE and length > slice_rows:
@@ -427,14 +425,13 @@ def queries_kernel(
         kv_head = head // share
         k_base = k + kv_start * k_row + kv_head * k_head
         v_base = v + kv_start * v_row + kv_head * v_head
-        k_step, v_step = moving(k_row, sample), moving(v_row, sample)
         q_tile = load_rows(q_base, moving(q_row, sample), first, length, BM, D, WIDTH)
         grad_tile = load_rows(grad_base, moving(grad_row, sample), first, length, BM, D, WIDTH)
         dq_tile = tl.zeros([BM, WIDTH], tl.float32)
         code = tl.load(head_codes + head)
         for key in range(0, kv_length, BN):
-            k_tile = load_rows(k_base, k_step, key, kv_length, BN, D, WIDTH)
-            v_tile = load_rows(v_base, v_step, key, kv_length, BN, D, WIDTH)
+            k_tile = load_rows(k_base, moving(k_row, key), key, kv_length, BN, D, WIDTH)
+            v_tile = load_rows(v_base, moving(v_row, key), key, kv_length, BN, D, WIDTH)
             scores = _product(q_tile, tl.trans(k_tile)) * scale
             _, slope = activate_head_both(scores, code, ACTS)
             slope *= _product(grad_tile, tl.trans(v_tile))

@@ -170,13 +170,14 @@ def sample_rows(offsets, sample, rows):
 
 
 @triton.jit
-def moving(row_stride, sample):
-    """The same stride, but not to the compiler, which cannot know that samples are few.
+def moving(row_stride, number):
+    """The same stride, but not to the compiler, which cannot know that `number` is below 2^30.
 
-    In a loop over items it would otherwise compute the addresses inside all tiles once, and keep
-    them in registers that the tiles themselves need.
+    With a number of the innermost loop around, the addresses of a tile are computed where they are
+    used. Otherwise the compiler does it once before the loops and keeps them all in registers,
+    about 40 a thread, that the tiles themselves need.
     """
-    return row_stride + (sample >> 30) * 16
+    return row_stride + (number >> 30) * 16
 
 
 @triton.jit
