@@ -29,7 +29,8 @@ def seed_attention_op(
     if runs == "triton":
         from kunlun.ops.seed_attention import kernels
 
-        return kernels.forward(seeds, k, v, offsets, scale)
+        with torch.cuda.device_of(k):  # where Triton launches
+            return kernels.forward(seeds, k, v, offsets, scale)
     return portable.forward(seeds, k, v, read_offsets("offsets", offsets, k.shape[0]), scale)
 
 
@@ -51,7 +52,8 @@ def seed_attention_backward_op(
     if runs == "triton":
         from kunlun.ops.seed_attention import kernels
 
-        return kernels.backward(grad, seeds, k, v, out, lse, offsets, scale)
+        with torch.cuda.device_of(k):  # where Triton launches
+            return kernels.backward(grad, seeds, k, v, out, lse, offsets, scale)
     rows = read_offsets("offsets", offsets, k.shape[0])
     return portable.backward(grad, seeds, k, v, out, lse, rows, scale)
 

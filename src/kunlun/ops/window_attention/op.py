@@ -36,7 +36,8 @@ def window_attention_op(
     if runs == "triton":
         from kunlun.ops.window_attention import kernels
 
-        return kernels.forward(q, k, v, offsets, window, causal, scale)
+        with torch.cuda.device_of(q):  # where Triton launches
+            return kernels.forward(q, k, v, offsets, window, causal, scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.forward(q, k, v, rows, window, causal, scale)
 
@@ -61,7 +62,8 @@ def window_attention_backward_op(
     if runs == "triton":
         from kunlun.ops.window_attention import kernels
 
-        return kernels.backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
+        with torch.cuda.device_of(q):  # where Triton launches
+            return kernels.backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     return portable.backward(grad, q, k, v, out, lse, rows, window, causal, scale)
 
