@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -47,10 +48,13 @@ ROOMS = {
 }
 # Read or written at one edge, inside a function, so that importing the room asks for nothing.
 INSIDE_FUNCTIONS = {
+    "ops": {"triton"},
     "models": {"safetensors"},
     "report": {"matplotlib"},
     "bench": {"flash_attn"},  # measured where somebody has it
 }
+# Triton's device functions and what launches them, imported when an operator runs there.
+KERNELS = ("ops/*/kernels.py", "ops/triton/[!_]*.py")
 # At the top of no file that `kunlun VERB --help` imports.
 SLOW = {"torch"}
 
@@ -104,9 +108,12 @@ def _called(call: ast.Call) -> str:
 def problems(source: Path, room: str) -> list[str]:
     """One line for every import that the table forbids."""
     rule, found = ROOMS[room], []
+    kernels = {file for pattern in KERNELS for file in source.glob(pattern)}
     for file in sorted((source / room).rglob("*.py")):
         package = ".".join(["kunlun", *file.relative_to(source).parent.parts])
         for entry in imports(file.read_text(), package):
+            if file in kernels and entry.module.split(".")[0] == "triton":
+                continue
             if reason := _forbidden(entry, room, rule):
                 found.append(f"{file.relative_to(source)}:{entry.line}: {reason}")
     return found
@@ -141,6 +148,22 @@ def test_room_imports_only_what_the_table_allows(room: str) -> None:
     assert problems(SOURCE, room) == []
 
 
+def test_importing_the_operators_imports_no_kernels() -> None:
+    code = (
+        "import sys, kunlun.ops; print(*sorted(m for m in sys.modules if m[:10] == 'kunlun.ops'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    kernels = [
+        ".".join(["kunlun", *file.relative_to(SOURCE).with_suffix("").parts])
+        for pattern in KERNELS
+        for file in SOURCE.glob(pattern)
+    ]
+    assert "kunlun.ops.gdpa.kernels" in kernels
+    assert "kunlun.ops.triton" in loaded
+    assert not set(kernels) & set(loaded)
+
+
 def test_every_room_is_in_the_table() -> None:
     assert set(rooms_of(SOURCE)) <= set(ROOMS)
     files = {file.stem for file in SOURCE.glob("*.py")}
@@ -168,6 +191,7 @@ def test_errors_and_config_import_nothing_heavy() -> None:
     ("room", "line", "complaint"),
     [
         ("ops", "import numpy", "ops may not import numpy"),
+        ("ops", "import triton.language as tl", "ops may not import triton.language"),
         ("ops", "from kunlun.layers.mlp import MLP", "ops may not import kunlun.layers.mlp"),
         ("layers", "from kunlun import models", "layers may not import kunlun.models"),
         ("layers", "from ..models import MODELS", "layers may not import kunlun.models"),
@@ -193,10 +217,19 @@ def test_wrong_import_is_found(tmp_path: Path, room: str, line: str, complaint: 
     assert found.startswith(f"{room}/wrong.py:")
 
 
+def test_triton_is_imported_at_the_top_of_kernels(tmp_path: Path) -> None:
+    for name in ("triton/tiles.py", "gdpa/kernels.py", "gdpa/op.py", "triton/__init__.py"):
+        (tmp_path / "ops" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ops" / name).write_text("import triton\n")
+    found = [line.split(":")[0] for line in problems(tmp_path, "ops")]
+    assert found == ["ops/gdpa/op.py", "ops/triton/__init__.py"]
+
+
 @pytest.mark.parametrize(
     ("room", "line"),
     [
         ("ops", "import torch, math\nfrom kunlun.errors import ShapeError"),
+        ("ops", "def f():\n    import triton"),
         ("models", "from kunlun.ops.jagged import Jagged\nfrom kunlun import __version__"),
         ("models", "def f():\n    from safetensors.torch import save_file"),
         ("data", "from kunlun.features.batch import Batch\nfrom kunlun.config import parse"),

@@ -28,27 +28,33 @@ def no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def _gdpa() -> Iterator[object]:
-    acts = 1 << CODES["gelu_approx"]
-    for (size, width), table in gdpa_kernels.TABLES.items():
-        dtype = {2: "bf16", 4: "fp32"}[size]
-        compiled: list[tuple[str, triton.JITFunction, Tiles, dict[str, object]]] = []
-        for b, tiles in enumerate(table.forward):
-            resident = b < len(table.forward) - 1
-            constants = gdpa_kernels.forward_constants(tiles, resident, width, acts)
-            compiled.append((f"forward{b}", gdpa_kernels.forward_kernel, tiles, constants))
-        for b, tiles in enumerate(table.whole):
-            constants = gdpa_kernels.keys_constants(tiles, True, width, acts)
-            compiled.append((f"whole{b}", gdpa_kernels.keys_kernel, tiles, constants))
-        constants = gdpa_kernels.keys_constants(table.keys, False, width, acts)
-        compiled.append(("keys", gdpa_kernels.keys_kernel, table.keys, constants))
-        constants = gdpa_kernels.constants(table.queries, width, acts)
-        compiled.append(("queries", gdpa_kernels.queries_kernel, table.queries, constants))
-        for name, *rest in compiled:
-            yield pytest.param(dtype, *rest, id=f"{dtype}-D{width}-{name}")
+def gdpa(size: int, width: int, activations: str = "gelu_approx") -> list[object]:
+    """(dtype, kernel, tiles, compile-time arguments) of everything that runs heads of `width`."""
+    acts = sum(1 << CODES[name] for name in activations.split(","))
+    table = gdpa_kernels.TABLES[size, 64 if width <= 64 else 128]
+    found: dict[str, tuple[object, Tiles, dict[str, object]]] = {}
+    buckets = gdpa_kernels.forward_tiles(table, acts)
+    for b, tiles in enumerate(buckets):
+        resident = b < len(buckets) - 1
+        constants = gdpa_kernels.forward_constants(tiles, resident, width, acts)
+        found[f"forward{b}"] = gdpa_kernels.forward_kernel, tiles, constants
+    for b, tiles in enumerate(table.whole):
+        constants = gdpa_kernels.keys_constants(tiles, True, width, acts)
+        found[f"whole{b}"] = gdpa_kernels.keys_kernel, tiles, constants
+    constants = gdpa_kernels.keys_constants(table.keys, False, width, acts)
+    found["keys"] = gdpa_kernels.keys_kernel, table.keys, constants
+    constants = gdpa_kernels.constants(table.queries, width, acts)
+    found["queries"] = gdpa_kernels.queries_kernel, table.queries, constants
+    dtype = {2: "bf16", 4: "fp32"}[size]
+    return [
+        pytest.param(dtype, *rest, id=f"{dtype}-D{width}-{name}") for name, rest in found.items()
+    ]
 
 
-@pytest.mark.parametrize(("dtype", "kernel", "tiles", "constants"), list(_gdpa()))
+GDPA = [case for key in gdpa_kernels.TABLES for case in gdpa(*key)]
+
+
+@pytest.mark.parametrize(("dtype", "kernel", "tiles", "constants"), GDPA)
 def test_gdpa_tiles_fit_hopper(
     dtype: str,
     kernel: triton.JITFunction,
@@ -66,3 +72,20 @@ def test_gdpa_tiles_fit_hopper(
         assert used.spilled == 0
         assert used.hgmma > 0
         assert used.hmma == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "tiles", "constants"), gdpa(2, 24, "fast_gelu,fast_silu,gelu,relu")
+)
+def test_gdpa_narrow_heads_of_several_activations_compile(
+    dtype: str,
+    kernel: triton.JITFunction,
+    tiles: Tiles,
+    constants: dict[str, object],
+    tmp_path: Path,
+) -> None:
+    types = argument_types(kernel, dtype)
+    used = usage(kernel, types, constants, tiles.warps, tiles.stages, tmp_path)
+    assert used.spilled == 0
+    assert used.hgmma > 0
+    assert used.hmma == 0

@@ -98,6 +98,12 @@ def table_of(dtype: torch.dtype, width: int) -> Table:
     return TABLES[dtype.itemsize, 64 if width <= 64 else 128]
 
 
+def forward_tiles(table: Table, acts: int) -> tuple[Tiles, ...]:
+    """The forward's buckets; branching on the activation leaves no registers to 256 keys."""
+    several = acts.bit_count() > 1
+    return (*table.forward[:2], *table.forward[3:]) if several else table.forward
+
+
 def forward(
     q: Tensor,
     k: Tensor,
@@ -114,19 +120,19 @@ def forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     heads, width = q.shape[1], width_of(q.shape[2])
     acts, head_codes = _activations(names, q.device)
-    tables = table_of(q.dtype, width).forward
-    buckets = len(tables)
+    buckets = forward_tiles(table_of(q.dtype, width), acts)
+    last = len(buckets) - 1
     work = work_list(
-        q_offsets, len(q), SPAN, work=kv_offsets, bucket_by=kv_offsets, buckets=buckets
+        q_offsets, len(q), SPAN, work=kv_offsets, bucket_by=kv_offsets, buckets=len(buckets)
     )
-    for b, tiles in enumerate(tables):
+    for b, tiles in enumerate(buckets):
         if work.bound == 0 or not _possible(b, k):
             continue
         forward_kernel[grid(q.device, tiles.programs, work.bound * heads)](
             *(q, k, v, out, q_offsets, kv_offsets, work.items[b], head_codes),
             *(scale, out_scale, len(q), len(k), heads, heads // k.shape[1]),
             *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2]),
-            **forward_constants(tiles, b < buckets - 1, q.shape[2], acts),
+            **forward_constants(tiles, b < last, q.shape[2], acts),
             num_warps=tiles.warps,
             num_stages=tiles.stages,
         )
@@ -361,7 +367,12 @@ def keys_kernel(
             d_scores = slope.to(q_tile.dtype)
             dk_tile = _add_product(d_scores, q_tile, dk_tile)
             if WHOLE:
-                dq_tile = tl.trans(_product(tl.trans(k_tile), d_scores)) * (scale * out_scale)
+                # The longer side takes the 64 rows that Hopper's instructions want.
+                if WIDTH < BM:
+                    dq_tile = _product(tl.trans(d_scores), k_tile)
+                else:
+                    dq_tile = tl.trans(_product(tl.trans(k_tile), d_scores))
+                dq_tile *= scale * out_scale
                 dq_base = dq + start * dq_row + head * dq_head
                 store_rows(dq_base, moving(dq_row, row), row, length, dq_tile, BM, D, WIDTH)
         dk_tile *= scale * out_scale
