@@ -14,6 +14,7 @@ from kunlun.bench import cases, clock, shapes, tables
 from kunlun.bench.backends import library
 from kunlun.bench.ops import WrongResultError, bench_ops, exponents
 from kunlun.bench.report_file import read_report, rounded, write_report
+from kunlun.cli import keep_freed_memory
 from kunlun.errors import ConfigError
 from kunlun.ops import native
 from kunlun.ops.dispatch import choose
@@ -180,6 +181,7 @@ def test_exponent_is_the_slope_above_the_shortest() -> None:
 
 
 def test_memory_counts_what_a_call_touches() -> None:
+    keep_freed_memory()
     torch.ones(2**24)  # freed before: not to be counted, nor to hide what follows
     with clock.Memory(CPU) as memory:
         torch.ones(2**23)

@@ -145,8 +145,8 @@ def run_pooling(pooling: SeedPooling, s: Sequences) -> Tensor:
     k = _rotate(k, s)
     q = pooling.query(layer_norm(pooling.seeds)).unflatten(1, (pooling.heads, -1)).to(k.dtype)
     q = q.transpose(0, 1).expand(n, -1, -1, -1)
+    # an empty history is rows of zeros through all layers, and so is what it pools
     y = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), s.padding.keys())
-    y = y * (s.padding.lengths > 0)[:, None, None, None]
     out: Tensor = pooling.compress(y.transpose(1, 2).flatten(2))
     return out + pooling.default
 
