@@ -8,6 +8,7 @@ namespace KUNLUN_ISA {
 
 constexpr long kSlices = 32;
 constexpr long kSeeds = 4 * 16;  // lanes of a tile: a whole number of vectors everywhere
+constexpr long kSeedKeys = 64;   // key rows at a time
 
 template <class T>
 struct SeedAttention {
@@ -33,6 +34,15 @@ struct SeedAttention {
     }
   }
 
+  // The next chunk of keys, of this sequence or of the one behind it.
+  Ahead after(long row, long keys, long head) const {
+    const long n = least(kSeedKeys, keys > 0 ? keys : a.rows - row);
+    Ahead ahead;
+    ahead.add(at(a.k, row, head), a.k.row, n, a.width);
+    ahead.add(at(a.v, row, head), a.v.row, n, a.width);
+    return ahead;
+  }
+
   bool forward(int64_t index) const {
     const long sample = work.data[index / a.heads].sample, head = index % a.heads, size = padded(a.width);
     const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
@@ -43,9 +53,9 @@ struct SeedAttention {
       for (long i = 0; i < a.seeds; i++) lse[i * a.heads] = 0.0f;
       return true;
     }
-    float* k = scratch(2 * kChunk * size + kChunk * kSeeds + lanes() * (2 + size));
+    float* k = scratch(2 * kSeedKeys * size + kSeedKeys * kSeeds + lanes() * (2 + size));
     if (!k) return false;
-    float *v = k + kChunk * size, *s = v + kChunk * size, *top = s + kChunk * kSeeds;
+    float *v = k + kSeedKeys * size, *s = v + kSeedKeys * size, *top = s + kSeedKeys * kSeeds;
     float *total = top + lanes(), *result = total + lanes();
     const float* qt = seeds + head * (panels() + rows());
     const auto tile = [&](long i) {
@@ -53,12 +63,14 @@ struct SeedAttention {
       return QueryTile{n,       padded(n), a.width,          qt + i * a.width,
                        top + i, total + i, result + i * size};
     };
-    for (long j = 0; j < keys; j += kChunk) {
-      const long n = least(kChunk, keys - j);
+    for (long j = 0; j < keys; j += kSeedKeys) {
+      const long n = least(kSeedKeys, keys - j);
       const Left key = read_rows(at(a.k, start + j, head), a.k.row, n, a.width, k);
       const Left value = read_rows(at(a.v, start + j, head), a.v.row, n, a.width, v);
+      Ahead ahead = after(start + j + n, keys - j - n, head);
+      ahead.spread(tiles_of(n, lanes() / kLanes) + tiles_of(a.seeds, size / kLanes));
       for (long i = 0; i < a.seeds; i += kSeeds)
-        read_chunk(tile(i), key, value, n, s, j == 0, kNoBand, 0, 0);
+        read_chunk(tile(i), key, value, n, s, j == 0, kNoBand, 0, 0, &ahead);
     }
     for (long i = 0; i < a.seeds; i += kSeeds)
       finish(tile(i), out + i * a.out.row, a.out.row, lse + i * a.heads, a.heads);
@@ -69,10 +81,10 @@ struct SeedAttention {
     const long slice = index / a.heads, head = index % a.heads, size = padded(a.width);
     float* dq = partial + (slice * a.heads + head) * rows();
     const long first = a.samples * slice / slices(), last = a.samples * (slice + 1) / slices();
-    float* k = scratch(4 * kChunk * size + 2 * kChunk * kSeeds + 2 * lanes() + panels() + rows());
+    float* k = scratch(4 * kSeedKeys * size + 2 * kSeedKeys * kSeeds + 2 * lanes() + panels() + rows());
     if (!k) return false;
-    float *v = k + kChunk * size, *dk = v + kChunk * size, *dv = dk + kChunk * size;
-    float *s = dv + kChunk * size, *ds = s + kChunk * kSeeds, *lse = ds + kChunk * kSeeds;
+    float *v = k + kSeedKeys * size, *dk = v + kSeedKeys * size, *dv = dk + kSeedKeys * size;
+    float *s = dv + kSeedKeys * size, *ds = s + kSeedKeys * kSeeds, *lse = ds + kSeedKeys * kSeeds;
     float *delta = lse + lanes(), *gradt = delta + lanes(), *grad = gradt + panels();
     const float *qt = seeds + head * (panels() + rows()), *q = qt + panels();
     for (long i = 0; i < rows(); i++) dq[i] = 0.0f;
@@ -83,10 +95,12 @@ struct SeedAttention {
       const Left outer = read_grads(at(a.grad, row, head), a.grad.row, at(a.out, row, head),
                                     a.out.row, a.lse + row * a.heads + head, a.heads, a.seeds,
                                     lanes(), a.width, grad, gradt, lse, delta);
-      for (long j = 0; j < keys; j += kChunk) {
-        const long n = least(kChunk, keys - j);
+      for (long j = 0; j < keys; j += kSeedKeys) {
+        const long n = least(kSeedKeys, keys - j);
         const Left key = read_rows(at(a.k, start + j, head), a.k.row, n, a.width, k);
         const Left value = read_rows(at(a.v, start + j, head), a.v.row, n, a.width, v);
+        Ahead ahead = after(start + j + n, keys - j - n, head);
+        ahead.spread(2 * tiles_of(n, lanes() / kLanes));
         for (long i = 0; i < a.seeds; i += kSeeds) {
           const long m = least(kSeeds, a.seeds - i);
           const GradTile tile = {m,
@@ -99,7 +113,8 @@ struct SeedAttention {
                                  lse + i,
                                  delta + i,
                                  dq + i * size};
-          differentiate_chunk(tile, key, value, n, s, ds, dk, dv, false, i > 0, kNoBand, 0, 0);
+          differentiate_chunk(tile, key, value, n, s, ds, dk, dv, false, i > 0, kNoBand, 0, 0,
+                              &ahead);
         }
         write_rows(dk, n, a.width, (float)a.scale, at(a.dk, start + j, head), a.dk.row);
         write_rows(dv, n, a.width, 1.0f, at(a.dv, start + j, head), a.dv.row);

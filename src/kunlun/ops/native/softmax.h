@@ -8,7 +8,6 @@
 
 namespace KUNLUN_ISA {
 
-constexpr long kChunk = 160;           // key rows at a time
 constexpr float kBanned = -1e30f;     // finite: a wholly banned column holds numbers, not NaN
 constexpr float kLog2E = 1.44269504f;
 

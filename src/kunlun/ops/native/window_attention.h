@@ -6,6 +6,7 @@
 namespace KUNLUN_ISA {
 
 constexpr long kQueries = 32;  // lanes of a tile; more would reach more keys outside the band
+constexpr long kBandKeys = 160;  // key rows at a time: all that a tile reads at a window of 64
 
 template <class T>
 struct WindowAttention {
@@ -53,9 +54,9 @@ struct WindowAttention {
     if (it.rows == 0) return true;
     const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
     const float scale = (float)a.scale * kLog2E;
-    float* k = scratch(2 * it.rows * size + kChunk * kQueries + kQueries * (width + 2 + size));
+    float* k = scratch(2 * it.rows * size + kBandKeys * kQueries + kQueries * (width + 2 + size));
     if (!k) return false;
-    float *v = k + it.rows * size, *s = v + it.rows * size, *qt = s + kChunk * kQueries;
+    float *v = k + it.rows * size, *s = v + it.rows * size, *qt = s + kBandKeys * kQueries;
     float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
     const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
     const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
@@ -68,9 +69,9 @@ struct WindowAttention {
         ahead.spread(tiles_of(to - from, n / kLanes + 1) + tiles_of(n, size / kLanes));
         read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
         const QueryTile tile = {n, padded(n), width, qt, top, total, result};
-        for (long j = from; j < to; j += kChunk)
+        for (long j = from; j < to; j += kBandKeys)
           read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
-                     least(kChunk, to - j), s, j == from, band(), j, i, &ahead);
+                     least(kBandKeys, to - j), s, j == from, band(), j, i, &ahead);
         finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
                a.heads);
       });
@@ -82,11 +83,11 @@ struct WindowAttention {
     if (it.rows == 0) return true;
     const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
     const float scale = (float)a.scale * kLog2E;
-    float* k = scratch(4 * it.rows * size + 2 * kChunk * kQueries +
+    float* k = scratch(4 * it.rows * size + 2 * kBandKeys * kQueries +
                        kQueries * (2 * width + 2 + 3 * size));
     if (!k) return false;
     float *v = k + it.rows * size, *dk = v + it.rows * size, *dv = dk + it.rows * size;
-    float *s = dv + it.rows * size, *ds = s + kChunk * kQueries, *qt = ds + kChunk * kQueries;
+    float *s = dv + it.rows * size, *ds = s + kBandKeys * kQueries, *qt = ds + kBandKeys * kQueries;
     float *gradt = qt + kQueries * width, *lse = gradt + kQueries * width, *delta = lse + kQueries;
     float *q = delta + kQueries, *grad = q + kQueries * size, *dq = grad + kQueries * size;
     const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
@@ -113,9 +114,9 @@ struct WindowAttention {
             store(dk + written * size + d, vec{});
             store(dv + written * size + d, vec{});
           }
-        for (long j = from; j < to; j += kChunk)
+        for (long j = from; j < to; j += kBandKeys)
           differentiate_chunk(tile, {key.p + j * key.row, key.row},
-                              {value.p + j * value.row, value.row}, least(kChunk, to - j), s, ds,
+                              {value.p + j * value.row, value.row}, least(kBandKeys, to - j), s, ds,
                               dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
         write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
       });
