@@ -28,7 +28,6 @@ from torch import Tensor
 from kunlun.ops.softmax import LOG2_E
 from kunlun.ops.triton.softmax import (
     BANNED,
-    FLOOR,
     Tile,
     add_product,
     finish,
@@ -195,7 +194,7 @@ def forward_kernel(
         k_base = k + start * k_row + head * k_head
         v_base = v + start * v_row + head * v_head
         q_tile = load_rows(seeds + head * seed_head, seed_row, first, number, BM, D, WIDTH)
-        top = tl.full([BM], FLOOR, tl.float32)
+        top = tl.full([BM], BANNED, tl.float32)
         total = tl.zeros([BM], tl.float32)
         result = tl.zeros([BM, WIDTH], tl.float32)
         for key in range(begin, tl.minimum(begin + SPLIT, length), BN):
@@ -231,12 +230,12 @@ def merge_kernel(
         _start, length = sample_rows(offsets, sample, num_rows)
         if (begin == 0) & (length > SPLIT):
             rows = first + tl.arange(0, BM)
-            top = tl.full([BM], FLOOR, tl.float32)
+            top = tl.full([BM], BANNED, tl.float32)
             total = tl.zeros([BM], tl.float32)
             result = tl.zeros([BM, WIDTH], tl.float32)
             for i in range(0, tl.cdiv(length, SPLIT)):
                 at = (item + i * heads).to(tl.int64) * number
-                part_top = tl.load(part_stats + 2 * at + rows, mask=rows < number, other=FLOOR)
+                part_top = tl.load(part_stats + 2 * at + rows, mask=rows < number, other=BANNED)
                 stats = part_stats + 2 * at + number + rows
                 part_total = tl.load(stats, mask=rows < number, other=0.0)
                 higher = tl.maximum(top, part_top)

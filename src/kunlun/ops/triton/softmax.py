@@ -18,10 +18,9 @@ from torch import Tensor
 from kunlun.ops import softmax
 from kunlun.ops.triton.tiles import width_of
 
+# Where a running maximum starts, too: keys that are banned before a row has met another one weigh
+# 1, until the first real score shrinks their sum to 0 exactly. Every row of a sample meets one.
 BANNED = tl.constexpr(softmax.BANNED)
-# Where a running maximum starts: so far above BANNED that a row that has met nothing but banned
-# keys gives each the weight 0, and not the weight 1 of an ordinary maximum.
-FLOOR = tl.constexpr(softmax.BANNED / 2)
 
 
 class Tile(NamedTuple):

@@ -25,7 +25,6 @@ from torch import Tensor
 from kunlun.ops.softmax import LOG2_E
 from kunlun.ops.triton.softmax import (
     BANNED,
-    FLOOR,
     Tile,
     add_product,
     finish,
@@ -162,7 +161,7 @@ def forward_kernel(
         v_base = v + start * v_row + head // share * v_head
         q_tile = load_rows(q + start * q_row + head * q_head, q_row, row, length, BM, D, WIDTH)
         rows = row + tl.arange(0, BM)
-        top = tl.full([BM], FLOOR, tl.float32)
+        top = tl.full([BM], BANNED, tl.float32)
         total = tl.zeros([BM], tl.float32)
         result = tl.zeros([BM, WIDTH], tl.float32)
         for key in range(tl.maximum(row - before, 0), tl.minimum(row + BM + after, length), BN):
