@@ -103,7 +103,9 @@ def forward(
     if slots:
         blocks = triton.cdiv(number, _MERGED)
         merge_kernel[(slots * heads * blocks,)](
-            *(*results, len(k), slots, number, heads, blocks), **merge_constants(channels)
+            *(*results, len(k), slots, number, heads, blocks),
+            **merge_constants(channels),
+            enable_fp_fusion=True,
         )
     return out, lse
 
@@ -129,6 +131,7 @@ def backward(
     delta_kernel[(triton.cdiv(delta.numel(), _DELTAS),)](
         *(grad, out.contiguous(), delta, delta.numel()),
         **delta_constants(channels),
+        enable_fp_fusion=True,
     )
     table = table_of(k.dtype, width_of(channels))
     tile = _holding(number, table.slices)
