@@ -100,7 +100,7 @@ def usage(
             if _is_aligned(name, types[name])
         },
     )
-    options = {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=HOPPER, options=options)
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])

@@ -57,7 +57,7 @@ class Table(NamedTuple):
 TABLES = {
     (2, 64): Table(
         forward=(
-            Tiles(128, 64, 8, 2, 3),
+            Tiles(128, 64, 8, 2, 2),
             Tiles(128, 128, 8, 2, 2),
             Tiles(128, 256, 8, 2, 1),
             Tiles(128, 64, 8, 3, 2),
@@ -73,8 +73,8 @@ TABLES = {
             Tiles(128, 256, 8, 2, 1),
             Tiles(128, 64, 8, 3, 1),
         ),
-        whole=(Tiles(64, 64, 8, 2, 1), Tiles(32, 128, 8, 2, 1)),
-        keys=Tiles(64, 64, 8, 2, 1),
+        whole=(Tiles(32, 64, 8, 2, 1), Tiles(32, 128, 8, 2, 1)),
+        keys=Tiles(32, 128, 8, 2, 1),
         queries=Tiles(128, 64, 8, 2, 1),
     ),
     # Three products for one: the registers hold small tiles only, and no keys between tiles.
@@ -88,7 +88,7 @@ TABLES = {
         forward=(Tiles(32, 32, 8, 2, 1),),
         whole=(),
         keys=Tiles(16, 32, 8, 1, 1),
-        queries=Tiles(32, 32, 8, 1, 1),
+        queries=Tiles(32, 16, 8, 1, 1),
     ),
 }
 
@@ -133,8 +133,7 @@ def forward(
             *(scale, out_scale, len(q), len(k), heads, heads // k.shape[1]),
             *(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *out.stride()[:2]),
             **forward_constants(tiles, b < last, q.shape[2], acts),
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            **tiles.settings(),
         )
     return out
 
@@ -178,14 +177,13 @@ def backward(
             *(q, k, v, grad, dq, dk, dv, *offsets, partials, work.items[b], head_codes),
             *(*numbers, kv_heads, share, *strides, SLICE),
             **keys_constants(tiles, True, q.shape[2], acts),
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
+            **tiles.settings(),
         )
         if slots:
             sum_kernel[grid(q.device, 4, slots * kv_heads)](
                 *(partials, dk, dv, *offsets, work.items[b]),
                 *(slots, len(q), len(k), kv_heads, *strides[10:], SLICE),
-                **{"BN": tiles.keys, "D": q.shape[2], "WIDTH": width},
+                **{"BN": tiles.keys, "D": q.shape[2], "WIDTH": width, "enable_fp_fusion": True},
             )
     if not _possible(last, k):
         return dq, dk, dv
@@ -195,8 +193,7 @@ def backward(
             *(q, k, v, grad, dq, dk, dv, *offsets, q, work.items[last], head_codes),
             *(*numbers, kv_heads, share, *strides, SLICE),
             **keys_constants(table.keys, False, q.shape[2], acts),
-            num_warps=table.keys.warps,
-            num_stages=table.keys.stages,
+            **table.keys.settings(),
         )
     work = bucketed_list(q_offsets, len(q), table.queries.rows, work=kv_offsets)
     if work.bound:
@@ -204,8 +201,7 @@ def backward(
             *(q, k, v, grad, dq, *offsets, work.items[last], head_codes),
             *(*numbers, heads, share, *strides[:10]),
             **constants(table.queries, q.shape[2], acts),
-            num_warps=table.queries.warps,
-            num_stages=table.queries.stages,
+            **table.queries.settings(),
         )
     return dq, dk, dv
 

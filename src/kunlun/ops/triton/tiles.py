@@ -24,6 +24,10 @@ class Tiles(NamedTuple):
     stages: int  # of the software pipeline
     programs: int  # an SM holds at once: what registers and shared memory allow
 
+    def settings(self) -> dict[str, int]:
+        """Launch settings. Fused multiply-adds are asked for: Triton's default changes in 3.10."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+
 
 class WorkList(NamedTuple):
     """int32 `items` [buckets, 1 + 2 * bound] a bucket: the count, then (sample, first row) pairs.
@@ -88,6 +92,7 @@ def work_list(
         BUCKETS=buckets,
         AT_LEAST_ONE=at_least_one,
         BLOCK=block,
+        enable_fp_fusion=True,
     )
     return WorkList(items, bound)
 
