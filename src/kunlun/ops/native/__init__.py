@@ -22,7 +22,7 @@ from kunlun.errors import BackendError
 from kunlun.ops.checks import read_offsets
 
 DTYPES = (torch.float32, torch.bfloat16)
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 OPERATORS = ("gdpa", "window_attention", "seed_attention")
 
 # In the order of activations.h; names of the same function share a code.
