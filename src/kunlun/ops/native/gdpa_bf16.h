@@ -5,23 +5,27 @@
 #pragma once
 #include <initializer_list>
 
-#include "activations.h"
 #include "library.h"
+#include "pieces.h"
 #include "product_bf16.h"
 
 namespace KUNLUN_ISA {
 
-constexpr long kRows16 = 32;   // query rows of a block
-constexpr long kKeys16 = 128;  // key rows of a block
+// Query and key rows of a block. The forward's scores stay in the first cache, and are activated
+// before idle tile units go to sleep, from which they take 0.3 us to wake. The backward does so
+// much between products that they sleep anyway; its blocks are as long as the second cache allows.
+constexpr long kRows16 = 32, kBackRows16 = 128;
+constexpr long kKeys16 = 128;
 
 // weights[0 .. n) = act(scale * scores[0 .. n)), rounded; n in twos of vectors.
 typedef void (*Weigh)(const float* scores, bfloat16* weights, long n, float scale);
 
 template <class A>
 static void weigh(const float* scores, bfloat16* weights, long n, float scale) {
+  const typename Coarse<A>::type act;
   for (long i = 0; i < n; i += 32) {
-    const vec low = A::value(scale * load(scores + i));
-    const vec high = A::value(scale * load(scores + i + 16));
+    const vec low = act.value(scale * load(scores + i));
+    const vec high = act.value(scale * load(scores + i + 16));
     _mm512_storeu_si512(weights + i, rounded(low, high));
   }
 }
@@ -44,13 +48,14 @@ static void differentiate(const Slopes& b, long from, long to, float scale) {
                                                   21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                   11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i pairs = _mm512_load_si512(kPairs);
+  const typename Coarse<A>::type act;
   const long vectors = b.columns / 16;
   long pair = from / vectors, v = from % vectors;
   for (; from < to; from++) {
     const long first = 2 * pair * b.columns + 16 * v, second = first + b.columns;
     vec slope, slope2;
-    const vec y = A::both(scale * load(b.s + first), slope);
-    const vec y2 = A::both(scale * load(b.s + second), slope2);
+    const vec y = act.both(scale * load(b.s + first), slope);
+    const vec y2 = act.both(scale * load(b.s + second), slope2);
     const __m512i p = rounded(y, y2);
     const __m512i dp = rounded(slope * load(b.ds + first), slope2 * load(b.ds + second));
     _mm512_storeu_si512(b.p + v * b.panel + 32 * pair, _mm512_permutexvar_epi16(pairs, p));
@@ -104,165 +109,100 @@ struct GdpaBf16 {
   }
   long heads_each() const { return a.heads / a.kv_heads; }
 
-  struct Block {  // of query rows `row` .. and key rows `key` ..
-    long head, row, rows, key, keys;
-    long columns() const { return up(keys, 32); }
-  };
-  struct Blocks {  // of an item, key rows innermost
-    const Item& it;
-    long last;  // head
-    Block now;
-    Blocks(const Item& item, long share)
-        : it(item), last((item.group + 1) * share - 1), now{item.group * share, 0, 0, -kKeys16, 0} {
-    }
-    bool next() {
-      now.key += kKeys16;
-      if (now.key >= it.keys) now.key = 0, now.row += kRows16;
-      if (now.row >= it.rows) now.row = 0, now.head++;
-      now.rows = least(kRows16, it.rows - now.row);
-      now.keys = least(kKeys16, it.keys - now.key);
-      return now.head <= last;
-    }
-  };
-
   struct ForwardBuffers {
-    bfloat16 *k, *v, *q, *p[2];
-    float *s[2], *o;
+    bfloat16 *k, *v, *q, *p;
+    float *s, *o;
     void carve(Carver& c, long keys, long width) {
       const long size = up(width, kDepth);
       k = c.take<bfloat16>(up(keys, 32) * size);
       v = c.take<bfloat16>(up(keys, 32) * size);
       q = c.take<bfloat16>(kRows16 * size);
+      p = c.take<bfloat16>(kRows16 * kKeys16);
+      s = c.take<float>(kRows16 * kKeys16);
       o = c.take<float>(kRows16 * size);
-      for (int i = 0; i < 2; i++) {
-        s[i] = c.take<float>(kRows16 * kKeys16);
-        p[i] = c.take<bfloat16>(kRows16 * kKeys16);
-      }
-    }
-  };
-
-  struct Activation {  // of one block, a slice at a time
-    Weigh weigh = nullptr;
-    const float* s = nullptr;
-    bfloat16* p = nullptr;
-    long left = 0, slice = 0;
-    float scale = 1;
-
-    void advance(long n) {
-      weigh(s, p, n, scale);
-      s += n, p += n, left -= n;
-    }
-    void step() {
-      if (left > 0) advance(least(slice, left));
-    }
-    void finish() {
-      if (left > 0) advance(left);
     }
   };
 
   bool forward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = up(width, 16), share = heads_each();
-    if (it.keys == 0) {
+    if (it.keys == 0 || it.rows == 0) {
       for (long h = it.group * share; h < (it.group + 1) * share; h++)
         write_zeros(at(a.out, it.q_start, h), a.out.row, it.rows, width);
       return true;
     }
-    if (it.rows == 0) return true;
     ForwardBuffers f;
     if (!carve(f, it.keys, width)) return false;
     columns_of(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, f.k);
     rows_of(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v);
     const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
     const TileUse use;
-    Blocks blocks(it, share);
-    Block now = {}, behind = {};
-    Activation activation;
-    bool ahead = true;
-    for (int turn = 0; ahead || now.rows || behind.rows; turn ^= 1) {
-      ahead = ahead && blocks.next();
-      if (ahead) {
-        const Block& b = blocks.now;
-        const Bf16Left q =
-            left_rows(at(a.q, it.q_start + b.row, b.head), a.q.row, b.rows, width, f.q);
-        multiply(b.rows, b.columns() / 16, width, q, {f.k + b.key / 16 * k_panel, k_panel},
-                 f.s[turn], b.columns(), false, activation);
+    for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      for (long r = 0; r < it.rows; r += kRows16) {
+        const long rows = least(kRows16, it.rows - r);
+        const Bf16Left q = left_rows(at(a.q, it.q_start + r, h), a.q.row, rows,
+                                     a.q_rows - it.q_start - r, width, f.q);
+        for (long j = 0; j < it.keys; j += kKeys16) {
+          const long keys = least(kKeys16, it.keys - j), columns = up(keys, 32);
+          multiply(rows, columns / 16, width, q, {f.k + j / 16 * k_panel, k_panel}, f.s, columns,
+                   false);
+          kWeigh[a.activations[h]](f.s, f.p, rows * columns, (float)a.scale);
+          silence_columns(f.p, rows, keys);
+          multiply(rows, size / 16, keys, {f.p, columns}, {f.v + 16 * j, v_panel}, f.o, size,
+                   j > 0);
+        }
+        write_half(f.o, size, rows, width, (float)a.out_scale, at(a.out, it.q_start + r, h),
+                   a.out.row);
       }
-      if (behind.rows) {
-        const Block& b = behind;
-        multiply(b.rows, size / 16, b.keys, {f.p[turn], b.columns()}, {f.v + 16 * b.key, v_panel},
-                 f.o, size, b.key > 0, activation);
-        if (b.key + b.keys == it.keys)
-          write_half(f.o, size, b.rows, width, (float)a.out_scale,
-                     at(a.out, it.q_start + b.row, b.head), a.out.row);
-      }
-      activation.finish();
-      if (now.rows) silence_columns(now, f.p[turn ^ 1]);
-      behind = now;
-      now = ahead ? blocks.now : Block{};
-      activation = {kWeigh[a.activations[now.head]], f.s[turn], f.p[turn],
-                    now.rows * now.columns(), 16 * kRows16 * 32 / up(width, 32), (float)a.scale};
-    }
     return true;
   }
 
   // Padding that met an infinity holds NaN, and would meet zeros in the next product.
-  static void silence_columns(const Block& b, bfloat16* p) {
-    if (b.keys == b.columns()) return;
-    const long n = b.keys % 32;
-    for (long r = 0; r < b.rows; r++) {
-      bfloat16* last = p + (r + 1) * b.columns() - 32;
-      _mm512_storeu_si512(last, load_half(last, n));
+  static void silence_columns(bfloat16* p, long rows, long keys) {
+    const long columns = up(keys, 32);
+    if (keys == columns) return;
+    for (long r = 1; r <= rows; r++) {
+      bfloat16* last = p + r * columns - 32;
+      _mm512_storeu_si512(last, load_half(last, keys % 32));
     }
   }
   // The same for rows of paired rows.
-  static void silence_rows(const Block& b, bfloat16* p) {
-    for (long v = 0; v < b.columns() / 16; v++, p += kPanel16) {
-      bfloat16* last = p + 32 * (b.rows / 2);
-      if (b.rows % 2)
+  static void silence_rows(bfloat16* p, long rows, long keys) {
+    for (long j = 0; j < keys; j += 16, p += kPanel16) {
+      bfloat16* last = p + 32 * (rows / 2);
+      if (rows % 2)
         _mm512_storeu_si512(
             last, _mm512_and_si512(_mm512_loadu_si512(last), _mm512_set1_epi32(0xffff)));
-      for (long pair = (b.rows + 1) / 2; pair < kRows16 / 2; pair++)
+      for (long pair = (rows + 1) / 2; pair < up(rows, kDepth) / 2; pair++)
         _mm512_storeu_si512(p + 32 * pair, __m512i{});
     }
   }
 
-  static constexpr long kPanel16 = 16 * kRows16;
+  static constexpr long kPanel16 = 16 * kBackRows16;
 
   struct BackwardBuffers {
-    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p[2], *dp[2], *turn[2];
-    float *s[2], *ds[2], *dq, *dk, *dv;
+    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p, *dp, *turn;
+    float *s, *ds, *dq, *dk, *dv;
     void carve(Carver& c, long keys, long width) {
       const long size = up(width, kDepth), columns = up(keys, 32);
       for (bfloat16** x : {&k_columns, &v_columns, &k}) *x = c.take<bfloat16>(columns * size);
-      for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kRows16 * size);
-      for (int i = 0; i < 2; i++) {
-        for (float** x : {s + i, ds + i}) *x = c.take<float>(kRows16 * kKeys16);
-        for (bfloat16** x : {p + i, dp + i, turn + i}) *x = c.take<bfloat16>(kRows16 * kKeys16);
-      }
-      dq = c.take<float>(kRows16 * size);
-      dk = c.take<float>(columns * size);
-      dv = c.take<float>(columns * size);
+      for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackRows16 * size);
+      for (bfloat16** x : {&p, &dp, &turn}) *x = c.take<bfloat16>(kBackRows16 * kKeys16);
+      for (float** x : {&s, &ds}) *x = c.take<float>(kBackRows16 * kKeys16);
+      dq = c.take<float>(kBackRows16 * size);
+      for (float** x : {&dk, &dv}) *x = c.take<float>(columns * size);
     }
   };
 
-  struct Differentiation {
-    Differentiate differentiate = nullptr;
-    Slopes block = {};
-    long done = 0, units = 0, slice = 0;
-    float scale = 1;
-
-    void advance(long n) {
-      differentiate(block, done, done + n, scale);
-      done += n;
-    }
-    void step() {
-      if (done < units) advance(least(slice, units - done));
-    }
-    void finish() {
-      if (done < units) advance(units - done);
-    }
-  };
+  // Sixteen of the rows that a later block reads and writes.
+  void fetch_next(const Item& it, long head, long row) const {
+    if (row >= it.rows) row -= it.rows, head++;
+    const long rows = least(16, it.rows - row);
+    if (head == a.heads || rows <= 0) return;
+    fetch<0>(at(a.q, it.q_start + row, head), a.q.row, rows, a.width);
+    fetch<0>(at(a.out, it.q_start + row, head), a.out.row, rows, a.width);
+    fetch<1>(at(a.dq, it.q_start + row, head), a.dq.row, rows, a.width);
+  }
 
   bool backward(int64_t index) const {
     const Item it = item(index);
@@ -281,63 +221,47 @@ struct GdpaBf16 {
     columns_of(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v_columns);
     rows_of(k, a.k.row, it.keys, width, f.k);
     const long column_panel = 16 * up(width, kDepth), row_panel = 16 * up(it.keys, kDepth);
-    const long keys = up(it.keys, 32);
+    const long all_columns = up(it.keys, 32);
     const TileUse use;
-    Blocks blocks(it, share);
-    Block now = {}, behind = {};
-    Differentiation activation;
-    Bf16Left qt = {}, gradt = {};
-    bool ahead = true, add = false;
-    for (int turn = 0; ahead || now.rows || behind.rows; turn ^= 1) {
-      ahead = ahead && blocks.next();
-      if (ahead) {
-        const Block& b = blocks.now;
-        const long row = it.q_start + b.row, panel = b.key / 16 * column_panel;
-        const Bf16Left q = left_rows(at(a.q, row, b.head), a.q.row, b.rows, width, f.q);
-        const Bf16Left grad = left_rows(at(a.out, row, b.head), a.out.row, b.rows, width, f.grad);
-        multiply(b.rows, b.columns() / 16, width, q, {f.k_columns + panel, column_panel},
-                 f.s[turn], b.columns(), false, activation);
-        multiply(b.rows, b.columns() / 16, width, grad, {f.v_columns + panel, column_panel},
-                 f.ds[turn], b.columns(), false, activation);
-      }
-      if (behind.rows) {
-        const Block& b = behind;
-        const long row = it.q_start + b.row;
-        if (b.key == 0) {
-          qt = turned_rows(at(a.q, row, b.head), a.q.row, b.rows, width, f.qt);
-          gradt = turned_rows(at(a.out, row, b.head), a.out.row, b.rows, width, f.gradt);
+    bool add = false;  // the first block of rows writes dk and dv
+    for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      for (long r = 0; r < it.rows; r += kBackRows16) {
+        const long rows = least(kBackRows16, it.rows - r);
+        const long there = a.q_rows - it.q_start - r;
+        const bfloat16 *from = at(a.q, it.q_start + r, h), *outer = at(a.out, it.q_start + r, h);
+        const Bf16Left q = left_rows(from, a.q.row, rows, there, width, f.q);
+        const Bf16Left grad = left_rows(outer, a.out.row, rows, there, width, f.grad);
+        const Bf16Left qt = turned_rows(from, a.q.row, rows, width, f.qt);
+        const Bf16Left gradt = turned_rows(outer, a.out.row, rows, width, f.gradt);
+        for (long j = 0; j < it.keys; j += kKeys16) {
+          const long keys = least(kKeys16, it.keys - j), columns = up(keys, 32);
+          const long panel = j / 16 * column_panel;
+          multiply(rows, columns / 16, width, q, {f.k_columns + panel, column_panel}, f.s, columns,
+                   false);
+          multiply(rows, columns / 16, width, grad, {f.v_columns + panel, column_panel}, f.ds,
+                   columns, false);
+          const Slopes slopes = {f.s, f.ds, f.p, f.dp, f.turn, columns, kPanel16};
+          for (long i = 0; i < rows; i += 16) {  // the next block's rows come meanwhile
+            if (j == 0) fetch_next(it, h, r + kBackRows16 + i);
+            kDifferentiate[a.activations[h]](slopes, i / 2 * (columns / 16),
+                                             (least(i + 16, rows) + 1) / 2 * (columns / 16),
+                                             (float)a.scale);
+          }
+          silence_columns(f.turn, rows, keys);
+          silence_rows(f.p, rows, keys);
+          silence_rows(f.dp, rows, keys);
+          multiply(rows, size / 16, keys, {f.turn, columns}, {f.k + 16 * j, row_panel}, f.dq, size,
+                   j > 0);
+          multiply(width, columns / 16, rows, qt, {f.dp, kPanel16}, f.dk + j, all_columns, add);
+          multiply(width, columns / 16, rows, gradt, {f.p, kPanel16}, f.dv + j, all_columns, add);
         }
-        multiply(b.rows, size / 16, b.keys, {f.turn[turn], b.columns()},
-                 {f.k + 16 * b.key, row_panel}, f.dq, size, b.key > 0, activation);
-        multiply(width, b.columns() / 16, b.rows, qt, {f.dp[turn], kPanel16}, f.dk + b.key, keys,
-                 add, activation);
-        multiply(width, b.columns() / 16, b.rows, gradt, {f.p[turn], kPanel16}, f.dv + b.key,
-                 keys, add, activation);
-        if (b.key + b.keys == it.keys) {
-          add = true;
-          write_half(f.dq, size, b.rows, width, (float)(a.scale * a.out_scale),
-                     at(a.dq, row, b.head), a.dq.row);
-        }
+        add = true;
+        write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),
+                   at(a.dq, it.q_start + r, h), a.dq.row);
       }
-      activation.finish();
-      if (now.rows) {
-        silence_columns(now, f.turn[turn ^ 1]);
-        silence_rows(now, f.p[turn ^ 1]);
-        silence_rows(now, f.dp[turn ^ 1]);
-      }
-      behind = now;
-      now = ahead ? blocks.now : Block{};
-      activation = {kDifferentiate[a.activations[now.head]],
-                    {f.s[turn], f.ds[turn], f.p[turn], f.dp[turn], f.turn[turn], now.columns(),
-                     kPanel16},
-                    0,
-                    (now.rows + 1) / 2 * (now.columns() / 16),
-                    1 + 32 * 32 / 5 / up(width, 32),
-                    (float)a.scale};
-    }
-    write_turned(f.dk, keys, it.keys, width, (float)(a.scale * a.out_scale),
+    write_turned(f.dk, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
                  at(a.dk, it.k_start, it.group), a.dk.row);
-    write_turned(f.dv, keys, it.keys, width, (float)a.out_scale,
+    write_turned(f.dv, all_columns, it.keys, width, (float)a.out_scale,
                  at(a.dv, it.k_start, it.group), a.dv.row);
     return true;
   }

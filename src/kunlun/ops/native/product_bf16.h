@@ -23,10 +23,6 @@ struct Bf16Right {  // panel n at p + n * panel, its pair k at 32 * k
   long panel;
 };
 
-struct Nothing {
-  void step() {}
-};
-
 #if defined(__AMX_BF16__)
 
 // Every tile whole: 16 rows of 64 bytes.
@@ -41,11 +37,9 @@ struct TileUse {  // while one lives, this thread's tiles are configured
   ~TileUse() { _tile_release(); }
 };
 
-// c [16 M, 16 N] = a b, or += if `add`. `aside.step()` is other work for the vector units, which
-// would wait while tiles multiply; it is called between the steps along the depth.
-template <int M, int N, class Aside>
-static inline void tiles(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add,
-                         Aside& aside) {
+// c [16 M, 16 N] = a b, or += if `add`.
+template <int M, int N>
+static inline void tiles(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add) {
   asm volatile("" ::: "memory");  // tile loads read what was stored; GCC is not told
   const long left = 2 * a.row, out = 4 * row;
   if (add) {
@@ -72,7 +66,6 @@ static inline void tiles(Bf16Left a, Bf16Right b, long depth, float* c, long row
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (N > 1) _tile_dpbf16ps(3, 5, 7);
     }
-    aside.step();
   }
   _tile_stored(0, c, out);
   if constexpr (N > 1) _tile_stored(1, c + 16, out);
@@ -81,19 +74,18 @@ static inline void tiles(Bf16Left a, Bf16Right b, long depth, float* c, long row
 }
 
 // c [rows, 16 panels] = a b, or += if `add`.
-template <class Aside>
-static inline void multiply(long rows, long panels, long depth, Bf16Left a, Bf16Right b, float* c,
-                            long row, bool add, Aside& aside) {
+static __attribute__((noinline)) void multiply(long rows, long panels, long depth, Bf16Left a,
+                                               Bf16Right b, float* c, long row, bool add) {
   for (long i = 0; i < rows; i += 2 * kBand) {
     const Bf16Left part = {a.p + i * a.row, a.row};
     float* to = c + i * row;
     const bool tall = rows - i > kBand;
     for (long n = 0; n < panels; n += 2, to += 32) {
       const Bf16Right some = {b.p + n * b.panel, b.panel};
-      if (tall && n + 1 < panels) tiles<2, 2>(part, some, depth, to, row, add, aside);
-      else if (tall) tiles<2, 1>(part, some, depth, to, row, add, aside);
-      else if (n + 1 < panels) tiles<1, 2>(part, some, depth, to, row, add, aside);
-      else tiles<1, 1>(part, some, depth, to, row, add, aside);
+      if (tall && n + 1 < panels) tiles<2, 2>(part, some, depth, to, row, add);
+      else if (tall) tiles<2, 1>(part, some, depth, to, row, add);
+      else if (n + 1 < panels) tiles<1, 2>(part, some, depth, to, row, add);
+      else tiles<1, 1>(part, some, depth, to, row, add);
     }
   }
 }
@@ -151,10 +143,9 @@ static __attribute__((noinline)) void pair_column(long rows, Bf16Left a, Bf16Rig
   }
 }
 
-// c [rows, 16 panels] = a b, or += if `add`. Vectors multiply here, so `aside` waits.
-template <class Aside>
+// c [rows, 16 panels] = a b, or += if `add`.
 static inline void multiply(long rows, long panels, long depth, Bf16Left a, Bf16Right b, float* c,
-                            long row, bool add, Aside&) {
+                            long row, bool add) {
   for (; panels >= 2; panels -= 2, b.p += 2 * b.panel, c += 32)
     pair_column<2>(rows, a, b, depth, c, row, add);
   if (panels) pair_column<1>(rows, a, b, depth, c, row, add);
@@ -180,11 +171,12 @@ static inline void pair_up(__m512i& a, __m512i& b) {
 }
 
 // Rows where they are if a product can take them, or else in `buffer`
-// [up(rows, kBand), up(width, kDepth)].
-static inline Bf16Left left_rows(const bfloat16* from, long stride, long rows, long width,
-                                 bfloat16* buffer) {
-  if (width % kDepth == 0 && rows % kBand == 0) return {from, stride};
+// [up(rows, kBand), up(width, kDepth)]. `there` rows can be read: those behind the last one meant
+// only make rows of a result that nobody reads.
+static inline Bf16Left left_rows(const bfloat16* from, long stride, long rows, long there,
+                                 long width, bfloat16* buffer) {
   const long size = up(width, kDepth), tall = up(rows, kBand);
+  if (size == width && tall <= there) return {from, stride};
   for (long r = 0; r < tall; r++)
     for (long d = 0; d < size; d += 32)
       _mm512_storeu_si512(buffer + r * size + d,
@@ -211,11 +203,22 @@ static __attribute__((noinline)) void columns_of(const bfloat16* from, long stri
     }
 }
 
-// Calls f(channel, row pair, pairs of 16 channels) over zero-padded rows [up(rows, 32), width].
+// Calls f(i, pairs of channels d .. d + 15, pairs of the next 16) for the row pairs from r + 2 i,
+// of zero-padded rows.
 template <class F>
 static inline void row_pairs(const bfloat16* from, long stride, long rows, long r, long width,
                              long d, F f) {
+  if (rows - r >= 32 && width - d >= 32) {
+    from += r * stride + d;
 #pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      __m512i a = _mm512_loadu_si512(from + 2 * i * stride);
+      __m512i b = _mm512_loadu_si512(from + (2 * i + 1) * stride);
+      pair_up(a, b);
+      f(i, a, b);
+    }
+    return;
+  }
   for (int i = 0; i < 16; i++) {
     const bfloat16* p = from + (r + 2 * i) * stride + d;
     __m512i a = r + 2 * i < rows ? load_half(p, width - d) : __m512i{};
@@ -258,6 +261,13 @@ static __attribute__((noinline)) Bf16Left turned_rows(const bfloat16* from, long
       for (int i = 0; i < 16; i++) store((float*)(to + (d + 16 + i) * size + r), second[i]);
     }
   return {to, size};
+}
+
+// Brings rows into the second cache, or the first; `write`: to be written whole.
+template <int Write>
+static inline void fetch(const bfloat16* from, long stride, long rows, long width) {
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d += 32) __builtin_prefetch(from + r * stride + d, Write, 3);
 }
 
 // Two vectors rounded side by side; NaN stays, what is smaller than any normal number becomes 0.
