@@ -74,11 +74,9 @@ def build(library: Path = LIBRARY) -> None:
             [*command, f"-DKUNLUN_ISA={kind}", *flags, "-c", "kernels.cpp", "-o", out / f"{kind}.o"]
             for kind, flags in kinds.items()
         ]
-        jobs += [
-            [*command, f"-DKUNLUN_ISA={kind}", *_VECTORS, *flags]
-            + ["-c", "kernels_bf16.cpp", "-o", out / f"{kind}.o"]
-            for kind, flags in bf16.items()
-        ]
+        for kind, flags in bf16.items():
+            words = [*command, f"-DKUNLUN_ISA={kind}", *_VECTORS, *flags]
+            jobs.append([*words, "-c", "kernels_bf16.cpp", "-o", out / f"{kind}.o"])
         holds = [f'-DKUNLUN_SIGNATURE="{signature().decode()}"']
         holds += [f"-DKUNLUN_HAS_{kind.upper()}" for kind in bf16]
         jobs.append([*command, *holds, "-c", "library.cpp", "-o", out / "library.o"])
