@@ -158,6 +158,41 @@ def test_padding_never_meets_what_is_not_finite(
         assert torch.equal(a.isfinite(), b.isfinite())
 
 
+def test_padded_keys_never_meet_an_infinite_query(isa: str) -> None:
+    # All scores are minus infinity, so weights and slopes are 0; those of padded keys are NaN.
+    (q, k, v), offsets = make((5,), (7,), 1, 1, 24)
+    q[0, 0, 0], k[..., 0] = float("inf"), -1
+    run = partial(gdpa, backend="native", **offsets)
+    assert not gradients(partial(run, activation="relu"), (q, k, v))[0][0].any()
+    assert bool(gradients(partial(run, activation="silu"), (q, k, v))[1].isfinite().all())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page by its C library")
+def test_nothing_behind_a_tensor_is_read() -> None:
+    code = """
+import ctypes, mmap
+import torch
+from kunlun.ops import gdpa, native
+libc, size = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * size)
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert libc.mprotect(ctypes.c_void_p(start + size), size, 0) == 0
+library = native.load().library
+for level in range(library.isa + 1):
+    native.load = lambda: native.Loaded(library._replace(isa=level), "")
+    for rows, width in [(5, 32), (17, 32), (3, 40), (1, 8)]:
+        count = rows * width
+        x = torch.frombuffer(memory, dtype=torch.bfloat16, count=count, offset=size - 2 * count)
+        x = x.view(rows, 1, width).requires_grad_()
+        offsets = torch.tensor([0, rows])
+        gdpa(x, x, x, offsets, offsets, backend="native").sum().backward()
+print("read")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout.strip() == b"read", done.stderr.decode()
+
+
 def test_strided_tensors_are_read_where_they_are(isa: str) -> None:
     packed = normal(50, 2, 3, 32, dtype=BF16).transpose(1, 2)  # [L, 3, H, D] with foreign strides
     q, k, v = packed.unbind(1)
