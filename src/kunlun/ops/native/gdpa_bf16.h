@@ -1,7 +1,7 @@
-// GDPA of bfloat16 tensors, with the products of product_bf16.h. As in gdpa.h an item is a sample
-// and a key head. Its blocks, of query rows and key rows, pass three stages: scores, activation,
-// and the products with the activated scores. While tiles make the scores of one block and the
-// results of another, the vector units activate the block between the two.
+// GDPA of bfloat16 tensors with the products of product_bf16.h. As in gdpa.h an item is a sample
+// and a key head. Queries are multiplied where they lie; activated scores are rounded to bfloat16.
+// Gradients of k and v grow transposed, q^T and grad^T times scores, so that scores are right
+// factors: pairing their rows costs less than transposing them.
 #pragma once
 #include <initializer_list>
 
@@ -14,8 +14,8 @@ namespace KUNLUN_ISA {
 // Query and key rows of a block. The forward's scores stay in the first cache, and are activated
 // before idle tile units go to sleep, from which they take 0.3 us to wake. The backward does so
 // much between products that they sleep anyway; its blocks are as long as the second cache allows.
-constexpr long kRows16 = 32, kBackRows16 = 128;
-constexpr long kKeys16 = 128;
+constexpr long kBf16Block = 32, kBackBlock = 128;
+constexpr long kBf16Keys = 128;
 
 // weights[0 .. n) = act(scale * scores[0 .. n)), rounded; n in twos of vectors.
 typedef void (*Weigh)(const float* scores, bfloat16* weights, long n, float scale);
@@ -32,62 +32,61 @@ static void weigh(const float* scores, bfloat16* weights, long n, float scale) {
 static const Weigh kWeigh[] = {weigh<Raw>,  weigh<Gelu>,       weigh<GeluApprox>, weigh<Silu>,
                                weigh<Relu>, weigh<ReluSquare>, weigh<LeakyRelu>,  weigh<Hardswish>};
 
-// Where a block's rows and columns are, for the backward's activation.
-struct Slopes {
-  const float *s, *ds;       // [rows, columns]: scores, and grad v^T
-  bfloat16 *p, *dp, *turn;   // act(s) and act'(s) ds in pairs of rows; act'(s) ds in rows
-  long columns, panel;       // panel: of p and dp
+struct Scores {  // of a block in the backward
+  const float *s, *ds;                       // [rows, columns]: q k^T, and grad v^T
+  bfloat16 *p_pairs, *ds_pairs, *ds_rows;    // act(s), and act'(s) ds twice: right and left factor
+  long columns, panel;                       // panel: of the pairs, which are of rows
 };
 
-// Pairs of rows: units [from, to) of 2 rows and 16 columns each.
-typedef void (*Differentiate)(const Slopes& b, long from, long to, float scale);
+// Odd rows have room for one more, which holds nothing.
+typedef void (*Differentiate)(const Scores& b, long rows, float scale);
 
 template <class A>
-static void differentiate(const Slopes& b, long from, long to, float scale) {
+static void differentiate(const Scores& b, long rows, float scale) {
   alignas(64) static const uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
                                                   21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
                                                   11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i pairs = _mm512_load_si512(kPairs);
   const typename Coarse<A>::type act;
-  const long vectors = b.columns / 16;
-  long pair = from / vectors, v = from % vectors;
-  for (; from < to; from++) {
-    const long first = 2 * pair * b.columns + 16 * v, second = first + b.columns;
-    vec slope, slope2;
-    const vec y = act.both(scale * load(b.s + first), slope);
-    const vec y2 = act.both(scale * load(b.s + second), slope2);
-    const __m512i p = rounded(y, y2);
-    const __m512i dp = rounded(slope * load(b.ds + first), slope2 * load(b.ds + second));
-    _mm512_storeu_si512(b.p + v * b.panel + 32 * pair, _mm512_permutexvar_epi16(pairs, p));
-    _mm512_storeu_si512(b.dp + v * b.panel + 32 * pair, _mm512_permutexvar_epi16(pairs, dp));
-    _mm256_storeu_si256((__m256i*)(b.turn + first), _mm512_castsi512_si256(dp));
-    _mm256_storeu_si256((__m256i*)(b.turn + second), _mm512_extracti64x4_epi64(dp, 1));
-    if (++v == vectors) v = 0, pair++;
-  }
+  for (long r = 0; r < rows; r += 2)
+    for (long j = 0; j < b.columns; j += 16) {
+      const long first = r * b.columns + j, second = first + b.columns;
+      vec slope, slope2;
+      const vec y = act.both(scale * load(b.s + first), slope);
+      const vec y2 = act.both(scale * load(b.s + second), slope2);
+      const __m512i p = rounded(y, y2);
+      const __m512i ds = rounded(slope * load(b.ds + first), slope2 * load(b.ds + second));
+      const long pair = j / 16 * b.panel + 16 * r;
+      _mm512_storeu_si512(b.p_pairs + pair, _mm512_permutexvar_epi16(pairs, p));
+      _mm512_storeu_si512(b.ds_pairs + pair, _mm512_permutexvar_epi16(pairs, ds));
+      _mm256_storeu_si256((__m256i*)(b.ds_rows + first), _mm512_castsi512_si256(ds));
+      _mm256_storeu_si256((__m256i*)(b.ds_rows + second), _mm512_extracti64x4_epi64(ds, 1));
+    }
 }
 static const Differentiate kDifferentiate[] = {
     differentiate<Raw>,       differentiate<Gelu>,     differentiate<GeluApprox>,
     differentiate<Silu>,      differentiate<Relu>,     differentiate<ReluSquare>,
     differentiate<LeakyRelu>, differentiate<Hardswish>};
 
-// Places one after another; from nullptr it only counts.
+// Places one after another in memory from `base` on.
 struct Carver {
-  char* at;
+  uintptr_t base;
+  int64_t used = 0;
   template <class T>
   T* take(long n) {
-    T* p = reinterpret_cast<T*>(at);
-    at += up(n * sizeof(T), 64);
+    T* p = reinterpret_cast<T*>(base + used);
+    used += up(n * sizeof(T), 64);
     return p;
   }
 };
 // The buffers B of an operator in this thread's scratch memory; false without memory.
-template <class B, class... Sizes>
-static inline bool carve(B& buffers, Sizes... sizes) {
-  Carver count = {nullptr};
-  buffers.carve(count, sizes...);
-  Carver real = {reinterpret_cast<char*>(scratch((count.at - (char*)nullptr) / sizeof(float)))};
-  if (!real.at) return false;
-  buffers.carve(real, sizes...);
+template <class B>
+static inline bool carve(B& buffers, long keys, long width) {
+  Carver size = {0};
+  buffers.carve(size, keys, width);
+  Carver places = {reinterpret_cast<uintptr_t>(scratch(size.used / sizeof(float)))};
+  if (!places.base) return false;
+  buffers.carve(places, keys, width);
   return true;
 }
 
@@ -116,10 +115,10 @@ struct GdpaBf16 {
       const long size = up(width, kDepth);
       k = c.take<bfloat16>(up(keys, 32) * size);
       v = c.take<bfloat16>(up(keys, 32) * size);
-      q = c.take<bfloat16>(kRows16 * size);
-      p = c.take<bfloat16>(kRows16 * kKeys16);
-      s = c.take<float>(kRows16 * kKeys16);
-      o = c.take<float>(kRows16 * size);
+      q = c.take<bfloat16>(kBf16Block * size);
+      p = c.take<bfloat16>(kBf16Block * kBf16Keys);
+      s = c.take<float>(kBf16Block * kBf16Keys);
+      o = c.take<float>(kBf16Block * size);
     }
   };
 
@@ -134,16 +133,16 @@ struct GdpaBf16 {
     ForwardBuffers f;
     if (!carve(f, it.keys, width)) return false;
     columns_of(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, f.k);
-    rows_of(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v);
+    paired_rows(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v);
     const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
     const TileUse use;
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      for (long r = 0; r < it.rows; r += kRows16) {
-        const long rows = least(kRows16, it.rows - r);
+      for (long r = 0; r < it.rows; r += kBf16Block) {
+        const long rows = least(kBf16Block, it.rows - r);
         const Bf16Left q = left_rows(at(a.q, it.q_start + r, h), a.q.row, rows,
                                      a.q_rows - it.q_start - r, width, f.q);
-        for (long j = 0; j < it.keys; j += kKeys16) {
-          const long keys = least(kKeys16, it.keys - j), columns = up(keys, 32);
+        for (long j = 0; j < it.keys; j += kBf16Keys) {
+          const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
           multiply(rows, columns / 16, width, q, {f.k + j / 16 * k_panel, k_panel}, f.s, columns,
                    false);
           kWeigh[a.activations[h]](f.s, f.p, rows * columns, (float)a.scale);
@@ -168,7 +167,7 @@ struct GdpaBf16 {
   }
   // The same for rows of paired rows.
   static void silence_rows(bfloat16* p, long rows, long keys) {
-    for (long j = 0; j < keys; j += 16, p += kPanel16) {
+    for (long j = 0; j < keys; j += 16, p += kPairPanel) {
       bfloat16* last = p + 32 * (rows / 2);
       if (rows % 2)
         _mm512_storeu_si512(
@@ -178,31 +177,21 @@ struct GdpaBf16 {
     }
   }
 
-  static constexpr long kPanel16 = 16 * kBackRows16;
+  static constexpr long kPairPanel = 16 * kBackBlock;
 
   struct BackwardBuffers {
-    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p, *dp, *turn;
+    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p_pairs, *ds_pairs, *ds_rows;
     float *s, *ds, *dq, *dk, *dv;
     void carve(Carver& c, long keys, long width) {
       const long size = up(width, kDepth), columns = up(keys, 32);
       for (bfloat16** x : {&k_columns, &v_columns, &k}) *x = c.take<bfloat16>(columns * size);
-      for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackRows16 * size);
-      for (bfloat16** x : {&p, &dp, &turn}) *x = c.take<bfloat16>(kBackRows16 * kKeys16);
-      for (float** x : {&s, &ds}) *x = c.take<float>(kBackRows16 * kKeys16);
-      dq = c.take<float>(kBackRows16 * size);
+      for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackBlock * size);
+      for (bfloat16** x : {&p_pairs, &ds_pairs, &ds_rows}) *x = c.take<bfloat16>(kBackBlock * kBf16Keys);
+      for (float** x : {&s, &ds}) *x = c.take<float>(kBackBlock * kBf16Keys);
+      dq = c.take<float>(kBackBlock * size);
       for (float** x : {&dk, &dv}) *x = c.take<float>(columns * size);
     }
   };
-
-  // Sixteen of the rows that a later block reads and writes.
-  void fetch_next(const Item& it, long head, long row) const {
-    if (row >= it.rows) row -= it.rows, head++;
-    const long rows = least(16, it.rows - row);
-    if (head == a.heads || rows <= 0) return;
-    fetch<0>(at(a.q, it.q_start + row, head), a.q.row, rows, a.width);
-    fetch<0>(at(a.out, it.q_start + row, head), a.out.row, rows, a.width);
-    fetch<1>(at(a.dq, it.q_start + row, head), a.dq.row, rows, a.width);
-  }
 
   bool backward(int64_t index) const {
     const Item it = item(index);
@@ -219,41 +208,37 @@ struct GdpaBf16 {
     const bfloat16* k = at(a.k, it.k_start, it.group);
     columns_of(k, a.k.row, it.keys, width, f.k_columns);
     columns_of(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v_columns);
-    rows_of(k, a.k.row, it.keys, width, f.k);
+    paired_rows(k, a.k.row, it.keys, width, f.k);
     const long column_panel = 16 * up(width, kDepth), row_panel = 16 * up(it.keys, kDepth);
     const long all_columns = up(it.keys, 32);
     const TileUse use;
     bool add = false;  // the first block of rows writes dk and dv
     for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      for (long r = 0; r < it.rows; r += kBackRows16) {
-        const long rows = least(kBackRows16, it.rows - r);
+      for (long r = 0; r < it.rows; r += kBackBlock) {
+        const long rows = least(kBackBlock, it.rows - r);
         const long there = a.q_rows - it.q_start - r;
         const bfloat16 *from = at(a.q, it.q_start + r, h), *outer = at(a.out, it.q_start + r, h);
         const Bf16Left q = left_rows(from, a.q.row, rows, there, width, f.q);
         const Bf16Left grad = left_rows(outer, a.out.row, rows, there, width, f.grad);
         const Bf16Left qt = turned_rows(from, a.q.row, rows, width, f.qt);
         const Bf16Left gradt = turned_rows(outer, a.out.row, rows, width, f.gradt);
-        for (long j = 0; j < it.keys; j += kKeys16) {
-          const long keys = least(kKeys16, it.keys - j), columns = up(keys, 32);
+        for (long j = 0; j < it.keys; j += kBf16Keys) {
+          const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
           const long panel = j / 16 * column_panel;
           multiply(rows, columns / 16, width, q, {f.k_columns + panel, column_panel}, f.s, columns,
                    false);
           multiply(rows, columns / 16, width, grad, {f.v_columns + panel, column_panel}, f.ds,
                    columns, false);
-          const Slopes slopes = {f.s, f.ds, f.p, f.dp, f.turn, columns, kPanel16};
-          for (long i = 0; i < rows; i += 16) {  // the next block's rows come meanwhile
-            if (j == 0) fetch_next(it, h, r + kBackRows16 + i);
-            kDifferentiate[a.activations[h]](slopes, i / 2 * (columns / 16),
-                                             (least(i + 16, rows) + 1) / 2 * (columns / 16),
-                                             (float)a.scale);
-          }
-          silence_columns(f.turn, rows, keys);
-          silence_rows(f.p, rows, keys);
-          silence_rows(f.dp, rows, keys);
-          multiply(rows, size / 16, keys, {f.turn, columns}, {f.k + 16 * j, row_panel}, f.dq, size,
+          kDifferentiate[a.activations[h]](
+              {f.s, f.ds, f.p_pairs, f.ds_pairs, f.ds_rows, columns, kPairPanel}, rows,
+              (float)a.scale);
+          silence_columns(f.ds_rows, rows, keys);
+          silence_rows(f.p_pairs, rows, keys);
+          silence_rows(f.ds_pairs, rows, keys);
+          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + 16 * j, row_panel}, f.dq, size,
                    j > 0);
-          multiply(width, columns / 16, rows, qt, {f.dp, kPanel16}, f.dk + j, all_columns, add);
-          multiply(width, columns / 16, rows, gradt, {f.p, kPanel16}, f.dv + j, all_columns, add);
+          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + j, all_columns, add);
+          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + j, all_columns, add);
         }
         add = true;
         write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),

@@ -229,8 +229,8 @@ static inline void row_pairs(const bfloat16* from, long stride, long rows, long 
 }
 
 // Rows as a right factor: the depth is their number, channel d is column d.
-static __attribute__((noinline)) void rows_of(const bfloat16* from, long stride, long rows,
-                                              long width, bfloat16* to) {
+static __attribute__((noinline)) void paired_rows(const bfloat16* from, long stride, long rows,
+                                                  long width, bfloat16* to) {
   const long panel = 16 * up(rows, kDepth);
   for (long d = 0; d < width; d += 32)
     for (long r = 0; r < rows; r += 32)
@@ -261,13 +261,6 @@ static __attribute__((noinline)) Bf16Left turned_rows(const bfloat16* from, long
       for (int i = 0; i < 16; i++) store((float*)(to + (d + 16 + i) * size + r), second[i]);
     }
   return {to, size};
-}
-
-// Brings rows into the second cache, or the first; `write`: to be written whole.
-template <int Write>
-static inline void fetch(const bfloat16* from, long stride, long rows, long width) {
-  for (long r = 0; r < rows; r++)
-    for (long d = 0; d < width; d += 32) __builtin_prefetch(from + r * stride + d, Write, 3);
 }
 
 // Two vectors rounded side by side; NaN stays, what is smaller than any normal number becomes 0.
