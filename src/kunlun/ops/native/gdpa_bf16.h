@@ -186,7 +186,8 @@ struct GdpaBf16 {
       const long size = up(width, kDepth), columns = up(keys, 32);
       for (bfloat16** x : {&k_columns, &v_columns, &k}) *x = c.take<bfloat16>(columns * size);
       for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackBlock * size);
-      for (bfloat16** x : {&p_pairs, &ds_pairs, &ds_rows}) *x = c.take<bfloat16>(kBackBlock * kBf16Keys);
+      for (bfloat16** x : {&p_pairs, &ds_pairs, &ds_rows})
+        *x = c.take<bfloat16>(kBackBlock * kBf16Keys);
       for (float** x : {&s, &ds}) *x = c.take<float>(kBackBlock * kBf16Keys);
       dq = c.take<float>(kBackBlock * size);
       for (float** x : {&dk, &dv}) *x = c.take<float>(columns * size);
@@ -217,7 +218,8 @@ struct GdpaBf16 {
       for (long r = 0; r < it.rows; r += kBackBlock) {
         const long rows = least(kBackBlock, it.rows - r);
         const long there = a.q_rows - it.q_start - r;
-        const bfloat16 *from = at(a.q, it.q_start + r, h), *outer = at(a.out, it.q_start + r, h);
+        const bfloat16* from = at(a.q, it.q_start + r, h);
+        const bfloat16* outer = at(a.out, it.q_start + r, h);
         const Bf16Left q = left_rows(from, a.q.row, rows, there, width, f.q);
         const Bf16Left grad = left_rows(outer, a.out.row, rows, there, width, f.grad);
         const Bf16Left qt = turned_rows(from, a.q.row, rows, width, f.qt);
@@ -235,10 +237,12 @@ struct GdpaBf16 {
           silence_columns(f.ds_rows, rows, keys);
           silence_rows(f.p_pairs, rows, keys);
           silence_rows(f.ds_pairs, rows, keys);
-          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + 16 * j, row_panel}, f.dq, size,
-                   j > 0);
-          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + j, all_columns, add);
-          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + j, all_columns, add);
+          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + 16 * j, row_panel}, f.dq,
+                   size, j > 0);
+          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + j, all_columns,
+                   add);
+          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + j,
+                   all_columns, add);
         }
         add = true;
         write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),

@@ -12,9 +12,11 @@ extern const Kernels kernels_avx512, kernels_avx2;
 extern const Bf16Kernels kernels_avx512_bf16;
 #endif
 #if defined(KUNLUN_HAS_AMX)
+extern const Bf16Kernels kernels_amx;
+#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-extern const Bf16Kernels kernels_amx;
+#endif
 #endif
 extern const Kernels kernels_baseline;
 
@@ -117,7 +119,7 @@ const int64_t* work_order(const int64_t* offsets, int64_t samples, int64_t threa
 #if defined(__x86_64__)
 // AMX state is large, so Linux wants a process to ask for it, once; elsewhere we do not know how.
 static bool amx_allowed() {
-#if defined(KUNLUN_HAS_AMX)
+#if defined(KUNLUN_HAS_AMX) && defined(__linux__)
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 #else
