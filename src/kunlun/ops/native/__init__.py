@@ -4,7 +4,9 @@ One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attenti
 matrix products (product.h) and vector functions (vector.h), compiled once an instruction set
 (kernels.cpp) and chosen at run time (library.cpp). Nothing in it knows torch: it gets addresses,
 strides and torch's number of threads. Results are computed in float32, bit-equal whatever the
-neighbours of a sample and the number of threads.
+neighbours of a sample and the number of threads. Where the machine multiplies bfloat16 itself
+(vdpbf16ps, AMX tiles), gdpa of bfloat16 does (gdpa_bf16.h over product_bf16.h and pieces.h): it
+sums in float32, and rounds activated scores to bfloat16 for the products that follow.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from kunlun.errors import BackendError
 from kunlun.ops.checks import read_offsets
 
 DTYPES = (torch.float32, torch.bfloat16)
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 OPERATORS = ("gdpa", "window_attention", "seed_attention")
 
 # In the order of activations.h; names of the same function share a code.

@@ -26,7 +26,11 @@ FLAGS = (
 )
 _AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
-X86 = {"avx512": (*_AVX2, *_AVX512, "-mprefer-vector-width=512"), "avx2": _AVX2}
+_VECTORS = (*_AVX2, *_AVX512, "-mprefer-vector-width=512")
+X86 = {"avx512": _VECTORS, "avx2": _AVX2}
+# Of these only what takes bfloat16; left out where the compiler is too old for them.
+_BF16 = ("-mavx512bf16",)
+X86_BF16 = {"avx512_bf16": _BF16, "amx": (*_BF16, "-mamx-tile", "-mamx-bf16")}
 
 
 class BuildError(Exception):
@@ -60,20 +64,35 @@ def build(library: Path = LIBRARY) -> None:
     """Compiles every instruction set side by side and links; replaces `library` at once."""
     command = [*compiler(), *FLAGS]
     kinds: dict[str, tuple[str, ...]] = {"baseline": ()}
+    bf16: dict[str, tuple[str, ...]] = {}
     if platform.machine() in ("x86_64", "AMD64"):
         kinds |= X86
+        bf16 = {kind: flags for kind, flags in X86_BF16.items() if _knows(command, flags)}
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         out = Path(folder)
         jobs: list[list[str | Path]] = [
             [*command, f"-DKUNLUN_ISA={kind}", *flags, "-c", "kernels.cpp", "-o", out / f"{kind}.o"]
             for kind, flags in kinds.items()
         ]
-        holds = f'-DKUNLUN_SIGNATURE="{signature().decode()}"'
-        jobs.append([*command, holds, "-c", "library.cpp", "-o", out / "library.o"])
+        for kind, flags in bf16.items():
+            words = [*command, f"-DKUNLUN_ISA={kind}", *_VECTORS, *flags]
+            jobs.append([*words, "-c", "kernels_bf16.cpp", "-o", out / f"{kind}.o"])
+        holds = [f'-DKUNLUN_SIGNATURE="{signature().decode()}"']
+        holds += [f"-DKUNLUN_HAS_{kind.upper()}" for kind in bf16]
+        jobs.append([*command, *holds, "-c", "library.cpp", "-o", out / "library.o"])
         _run(jobs)
         objects = sorted(out.glob("*.o"))
         _run([[*compiler(), "-shared", *objects, "-o", out / "linked.so"]])
         os.replace(out / "linked.so", library)
+
+
+def _knows(command: list[str], flags: tuple[str, ...]) -> bool:
+    """Whether the compiler takes these flags."""
+    words = [*command, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    try:
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False  # _run says why
 
 
 def _run(commands: list[list[str | Path]]) -> None:

@@ -5,7 +5,18 @@
 #include <cstdlib>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 extern const Kernels kernels_avx512, kernels_avx2;
+#endif
+#if defined(KUNLUN_HAS_AVX512_BF16)
+extern const Bf16Kernels kernels_avx512_bf16;
+#endif
+#if defined(KUNLUN_HAS_AMX)
+extern const Bf16Kernels kernels_amx;
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 extern const Kernels kernels_baseline;
 
@@ -111,6 +122,32 @@ Pieces pieces(const int64_t* offsets, int64_t samples, int64_t longest, int64_t 
   return {t_pieces.data, count};
 }
 
+#if defined(__x86_64__)
+// AMX state is large, so Linux wants a process to ask for it, once; elsewhere we do not know how.
+static bool amx_allowed() {
+#if defined(KUNLUN_HAS_AMX) && defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+static int best_avx512() {
+  int best = 2;
+#if defined(KUNLUN_HAS_AVX512_BF16)
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 5 & 1)) return best;
+  // Intel's vdpbf16ps is half as fast as its float32 arithmetic: there it is not worth it.
+  if (!__builtin_cpu_is("intel")) best = 3;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return best;
+  const bool amx = (d >> 22 & 1) && (d >> 24 & 1);  // bfloat16, tiles
+  if (amx && amx_allowed()) best = 4;
+#endif
+  return best;
+}
+#endif
+
 extern "C" {
 
 // Which sources this was built from; build.py looks for it in the file.
@@ -123,14 +160,15 @@ void kunlun_set_parallel(void* gomp_parallel) {
   g_parallel = reinterpret_cast<Parallel>(gomp_parallel);
 }
 
-// The instruction sets by number: 0 runs everywhere, 1 is AVX2 with FMA, 2 is AVX-512.
+// The instruction sets by number: 0 runs everywhere, 1 is AVX2 with FMA, 2 is AVX-512, 3 has
+// vdpbf16ps too, 4 has AMX tiles of bfloat16 besides.
 int kunlun_best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl"))
-    return 2;
+    return best_avx512();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
     return 1;
@@ -140,14 +178,28 @@ int kunlun_best_isa() {
 
 static const Kernels& kernels(int isa) {
 #if defined(__x86_64__)
-  if (isa == 2) return kernels_avx512;
+  if (isa >= 2) return kernels_avx512;
   if (isa == 1) return kernels_avx2;
 #endif
   return kernels_baseline;
 }
 
-int kunlun_gdpa_forward(int isa, const GdpaArgs* a) { return kernels(isa).gdpa_forward(a); }
-int kunlun_gdpa_backward(int isa, const GdpaArgs* a) { return kernels(isa).gdpa_backward(a); }
+static const Bf16Kernels* bf16_kernels(int isa) {
+#if defined(KUNLUN_HAS_AMX)
+  if (isa == 4) return &kernels_amx;
+#endif
+#if defined(KUNLUN_HAS_AVX512_BF16)
+  if (isa == 3) return &kernels_avx512_bf16;
+#endif
+  return nullptr;
+}
+
+// `function` of the instruction set, the bfloat16 one where there is one.
+#define CHOOSE(function, isa, a)                                           \
+  ((a)->bf16 && bf16_kernels(isa) ? bf16_kernels(isa)->function(a) : kernels(isa).function(a))
+
+int kunlun_gdpa_forward(int isa, const GdpaArgs* a) { return CHOOSE(gdpa_forward, isa, a); }
+int kunlun_gdpa_backward(int isa, const GdpaArgs* a) { return CHOOSE(gdpa_backward, isa, a); }
 int kunlun_window_forward(int isa, const SoftmaxArgs* a) { return kernels(isa).window_forward(a); }
 int kunlun_window_backward(int isa, const SoftmaxArgs* a) {
   return kernels(isa).window_backward(a);

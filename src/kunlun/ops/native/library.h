@@ -74,3 +74,9 @@ struct Kernels {
   Status (*seed_forward)(const SoftmaxArgs*);
   Status (*seed_backward)(const SoftmaxArgs*);
 };
+
+// What a set with bfloat16 instructions does better than the best of the others; and only that.
+struct Bf16Kernels {
+  Status (*gdpa_forward)(const GdpaArgs*);
+  Status (*gdpa_backward)(const GdpaArgs*);
+};

@@ -1,0 +1,272 @@
+// GDPA of bfloat16 tensors with the products of product_bf16.h. As in gdpa.h an item is a sample
+// and a key head. Queries are multiplied where they lie; activated scores are rounded to bfloat16.
+// Gradients of k and v grow transposed, q^T and grad^T times scores, so that scores are right
+// factors: pairing their rows costs less than transposing them.
+#pragma once
+#include <initializer_list>
+
+#include "library.h"
+#include "pieces.h"
+#include "product_bf16.h"
+
+namespace KUNLUN_ISA {
+
+// Query and key rows of a block. The forward's scores stay in the first cache, and are activated
+// before idle tile units go to sleep, from which they take 0.3 us to wake. The backward does so
+// much between products that they sleep anyway; its blocks are as long as the second cache allows.
+constexpr long kBf16Block = 32, kBackBlock = 128;
+constexpr long kBf16Keys = 128;
+
+// weights[0 .. n) = act(scale * scores[0 .. n)), rounded; n in twos of vectors.
+typedef void (*Weigh)(const float* scores, bfloat16* weights, long n, float scale);
+
+template <class A>
+static void weigh(const float* scores, bfloat16* weights, long n, float scale) {
+  const typename Coarse<A>::type act;
+  for (long i = 0; i < n; i += 32) {
+    const vec low = act.value(scale * load(scores + i));
+    const vec high = act.value(scale * load(scores + i + 16));
+    _mm512_storeu_si512(weights + i, rounded(low, high));
+  }
+}
+static const Weigh kWeigh[] = {weigh<Raw>,  weigh<Gelu>,       weigh<GeluApprox>, weigh<Silu>,
+                               weigh<Relu>, weigh<ReluSquare>, weigh<LeakyRelu>,  weigh<Hardswish>};
+
+struct Scores {  // of a block in the backward
+  const float *s, *ds;                       // [rows, columns]: q k^T, and grad v^T
+  bfloat16 *p_pairs, *ds_pairs, *ds_rows;    // act(s), and act'(s) ds twice: right and left factor
+  long columns, panel;                       // panel: of the pairs, which are of rows
+};
+
+// Odd rows have room for one more, which holds nothing.
+typedef void (*Differentiate)(const Scores& b, long rows, float scale);
+
+template <class A>
+static void differentiate(const Scores& b, long rows, float scale) {
+  alignas(64) static const uint16_t kPairs[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                  21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                  11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i pairs = _mm512_load_si512(kPairs);
+  const typename Coarse<A>::type act;
+  for (long r = 0; r < rows; r += 2)
+    for (long j = 0; j < b.columns; j += 16) {
+      const long first = r * b.columns + j, second = first + b.columns;
+      vec slope, slope2;
+      const vec y = act.both(scale * load(b.s + first), slope);
+      const vec y2 = act.both(scale * load(b.s + second), slope2);
+      const __m512i p = rounded(y, y2);
+      const __m512i ds = rounded(slope * load(b.ds + first), slope2 * load(b.ds + second));
+      const long pair = j / 16 * b.panel + 16 * r;
+      _mm512_storeu_si512(b.p_pairs + pair, _mm512_permutexvar_epi16(pairs, p));
+      _mm512_storeu_si512(b.ds_pairs + pair, _mm512_permutexvar_epi16(pairs, ds));
+      _mm256_storeu_si256((__m256i*)(b.ds_rows + first), _mm512_castsi512_si256(ds));
+      _mm256_storeu_si256((__m256i*)(b.ds_rows + second), _mm512_extracti64x4_epi64(ds, 1));
+    }
+}
+static const Differentiate kDifferentiate[] = {
+    differentiate<Raw>,       differentiate<Gelu>,     differentiate<GeluApprox>,
+    differentiate<Silu>,      differentiate<Relu>,     differentiate<ReluSquare>,
+    differentiate<LeakyRelu>, differentiate<Hardswish>};
+
+// Places one after another in memory from `base` on.
+struct Carver {
+  uintptr_t base;
+  int64_t used = 0;
+  template <class T>
+  T* take(long n) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += up(n * sizeof(T), 64);
+    return p;
+  }
+};
+// The buffers B of an operator in this thread's scratch memory; false without memory.
+template <class B>
+static inline bool carve(B& buffers, long keys, long width) {
+  Carver size = {0};
+  buffers.carve(size, keys, width);
+  Carver places = {reinterpret_cast<uintptr_t>(scratch(size.used / sizeof(float)))};
+  if (!places.base) return false;
+  buffers.carve(places, keys, width);
+  return true;
+}
+
+struct GdpaBf16 {
+  const GdpaArgs& a;
+  const int64_t* order;
+
+  static bfloat16* at(const Tensor3& t, long row, long head) {
+    return static_cast<bfloat16*>(t.data) + row * t.row + head * t.head;
+  }
+
+  struct Item {
+    long group, q_start, rows, k_start, keys;
+  };
+  Item item(int64_t index) const {
+    const long sample = order[index / a.kv_heads];
+    return {index % a.kv_heads, a.q_offsets[sample], a.q_offsets[sample + 1] - a.q_offsets[sample],
+            a.kv_offsets[sample], a.kv_offsets[sample + 1] - a.kv_offsets[sample]};
+  }
+  long heads_each() const { return a.heads / a.kv_heads; }
+
+  struct ForwardBuffers {
+    bfloat16 *k, *v, *q, *p;
+    float *s, *o;
+    void carve(Carver& c, long keys, long width) {
+      const long size = up(width, kDepth);
+      k = c.take<bfloat16>(up(keys, 32) * size);
+      v = c.take<bfloat16>(up(keys, 32) * size);
+      q = c.take<bfloat16>(kBf16Block * size);
+      p = c.take<bfloat16>(kBf16Block * kBf16Keys);
+      s = c.take<float>(kBf16Block * kBf16Keys);
+      o = c.take<float>(kBf16Block * size);
+    }
+  };
+
+  bool forward(int64_t index) const {
+    const Item it = item(index);
+    const long width = a.width, size = up(width, 16), share = heads_each();
+    if (it.keys == 0 || it.rows == 0) {
+      for (long h = it.group * share; h < (it.group + 1) * share; h++)
+        write_zeros(at(a.out, it.q_start, h), a.out.row, it.rows, width);
+      return true;
+    }
+    ForwardBuffers f;
+    if (!carve(f, it.keys, width)) return false;
+    columns_of(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, f.k);
+    paired_rows(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v);
+    const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
+    const TileUse use;
+    for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      for (long r = 0; r < it.rows; r += kBf16Block) {
+        const long rows = least(kBf16Block, it.rows - r);
+        const Bf16Left q = left_rows(at(a.q, it.q_start + r, h), a.q.row, rows,
+                                     a.q_rows - it.q_start - r, width, f.q);
+        for (long j = 0; j < it.keys; j += kBf16Keys) {
+          const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
+          multiply(rows, columns / 16, width, q, {f.k + j / 16 * k_panel, k_panel}, f.s, columns,
+                   false);
+          kWeigh[a.activations[h]](f.s, f.p, rows * columns, (float)a.scale);
+          silence_columns(f.p, rows, keys);
+          multiply(rows, size / 16, keys, {f.p, columns}, {f.v + 16 * j, v_panel}, f.o, size,
+                   j > 0);
+        }
+        write_half(f.o, size, rows, width, (float)a.out_scale, at(a.out, it.q_start + r, h),
+                   a.out.row);
+      }
+    return true;
+  }
+
+  // Padding that met an infinity holds NaN, and would meet zeros in the next product.
+  static void silence_columns(bfloat16* p, long rows, long keys) {
+    const long columns = up(keys, 32);
+    if (keys == columns) return;
+    for (long r = 1; r <= rows; r++) {
+      bfloat16* last = p + r * columns - 32;
+      _mm512_storeu_si512(last, load_half(last, keys % 32));
+    }
+  }
+  // The same for rows of paired rows.
+  static void silence_rows(bfloat16* p, long rows, long keys) {
+    for (long j = 0; j < keys; j += 16, p += kPairPanel) {
+      bfloat16* last = p + 32 * (rows / 2);
+      if (rows % 2)
+        _mm512_storeu_si512(
+            last, _mm512_and_si512(_mm512_loadu_si512(last), _mm512_set1_epi32(0xffff)));
+      for (long pair = (rows + 1) / 2; pair < up(rows, kDepth) / 2; pair++)
+        _mm512_storeu_si512(p + 32 * pair, __m512i{});
+    }
+  }
+
+  static constexpr long kPairPanel = 16 * kBackBlock;
+
+  struct BackwardBuffers {
+    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p_pairs, *ds_pairs, *ds_rows;
+    float *s, *ds, *dq, *dk, *dv;
+    void carve(Carver& c, long keys, long width) {
+      const long size = up(width, kDepth), columns = up(keys, 32);
+      for (bfloat16** x : {&k_columns, &v_columns, &k}) *x = c.take<bfloat16>(columns * size);
+      for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackBlock * size);
+      for (bfloat16** x : {&p_pairs, &ds_pairs, &ds_rows})
+        *x = c.take<bfloat16>(kBackBlock * kBf16Keys);
+      for (float** x : {&s, &ds}) *x = c.take<float>(kBackBlock * kBf16Keys);
+      dq = c.take<float>(kBackBlock * size);
+      for (float** x : {&dk, &dv}) *x = c.take<float>(columns * size);
+    }
+  };
+
+  bool backward(int64_t index) const {
+    const Item it = item(index);
+    const long width = a.width, size = up(width, 16), share = heads_each();
+    if (it.keys == 0 || it.rows == 0) {
+      for (long h = it.group * share; h < (it.group + 1) * share; h++)
+        write_zeros(at(a.dq, it.q_start, h), a.dq.row, it.rows, width);
+      write_zeros(at(a.dk, it.k_start, it.group), a.dk.row, it.keys, width);
+      write_zeros(at(a.dv, it.k_start, it.group), a.dv.row, it.keys, width);
+      return true;
+    }
+    BackwardBuffers f;
+    if (!carve(f, it.keys, width)) return false;
+    const bfloat16* k = at(a.k, it.k_start, it.group);
+    columns_of(k, a.k.row, it.keys, width, f.k_columns);
+    columns_of(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v_columns);
+    paired_rows(k, a.k.row, it.keys, width, f.k);
+    const long column_panel = 16 * up(width, kDepth), row_panel = 16 * up(it.keys, kDepth);
+    const long all_columns = up(it.keys, 32);
+    const TileUse use;
+    bool add = false;  // the first block of rows writes dk and dv
+    for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      for (long r = 0; r < it.rows; r += kBackBlock) {
+        const long rows = least(kBackBlock, it.rows - r);
+        const long there = a.q_rows - it.q_start - r;
+        const bfloat16* from = at(a.q, it.q_start + r, h);
+        const bfloat16* outer = at(a.out, it.q_start + r, h);
+        const Bf16Left q = left_rows(from, a.q.row, rows, there, width, f.q);
+        const Bf16Left grad = left_rows(outer, a.out.row, rows, there, width, f.grad);
+        const Bf16Left qt = turned_rows(from, a.q.row, rows, width, f.qt);
+        const Bf16Left gradt = turned_rows(outer, a.out.row, rows, width, f.gradt);
+        for (long j = 0; j < it.keys; j += kBf16Keys) {
+          const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
+          const long panel = j / 16 * column_panel;
+          multiply(rows, columns / 16, width, q, {f.k_columns + panel, column_panel}, f.s, columns,
+                   false);
+          multiply(rows, columns / 16, width, grad, {f.v_columns + panel, column_panel}, f.ds,
+                   columns, false);
+          kDifferentiate[a.activations[h]](
+              {f.s, f.ds, f.p_pairs, f.ds_pairs, f.ds_rows, columns, kPairPanel}, rows,
+              (float)a.scale);
+          silence_columns(f.ds_rows, rows, keys);
+          silence_rows(f.p_pairs, rows, keys);
+          silence_rows(f.ds_pairs, rows, keys);
+          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + 16 * j, row_panel}, f.dq,
+                   size, j > 0);
+          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + j, all_columns,
+                   add);
+          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + j,
+                   all_columns, add);
+        }
+        add = true;
+        write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),
+                   at(a.dq, it.q_start + r, h), a.dq.row);
+      }
+    write_turned(f.dk, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
+                 at(a.dk, it.k_start, it.group), a.dk.row);
+    write_turned(f.dv, all_columns, it.keys, width, (float)a.out_scale,
+                 at(a.dv, it.k_start, it.group), a.dv.row);
+    return true;
+  }
+
+  static Status run(const GdpaArgs* a, bool backward) {
+    if (!offsets_fit(a->q_offsets, a->samples, a->q_rows)) return kBadOffsets;
+    if (!offsets_fit(a->kv_offsets, a->samples, a->kv_rows)) return kBadKvOffsets;
+    const GdpaBf16 context = {*a, work_order(a->q_offsets, a->samples, a->threads)};
+    if (!context.order) return kNoMemory;
+    const auto body =
+        backward ? call<GdpaBf16, &GdpaBf16::backward> : call<GdpaBf16, &GdpaBf16::forward>;
+    return run_items(a->samples * a->kv_heads, a->threads, body, &context) ? kDone : kNoMemory;
+  }
+};
+
+static Status gdpa_forward(const GdpaArgs* a) { return GdpaBf16::run(a, false); }
+static Status gdpa_backward(const GdpaArgs* a) { return GdpaBf16::run(a, true); }
+
+}  // namespace KUNLUN_ISA
