@@ -67,11 +67,6 @@ def runs_on(operator: str, x: Tensor, backend: str) -> str:
     return chosen.backend
 
 
-def runs_native(operator: str, x: Tensor, backend: str) -> bool:
-    """Whether runs_on is the native library."""
-    return runs_on(operator, x, backend) == "native"
-
-
 def _why_not(
     backend: str,
     operator: str,
