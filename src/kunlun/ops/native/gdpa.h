@@ -15,7 +15,7 @@ constexpr long kCached = 1 << 17;  // floats of an item's k and v in all: a part
 template <class T>
 struct Gdpa {
   const GdpaArgs& a;
-  Pieces work;
+  Parts work;
   long together;  // key heads an item
 
   static T* at(const Tensor3& t, long row, long head) {
@@ -29,11 +29,11 @@ struct Gdpa {
   long slices() const { return (a.kv_heads + together - 1) / together; }
   long items() const { return work.count * slices(); }
   Item item(int64_t index) const {
-    const Piece& piece = work.data[index / slices()];
-    const long group = index % slices() * together, keys = a.kv_offsets[piece.sample];
+    const Part& part = work.data[index / slices()];
+    const long group = index % slices() * together, keys = a.kv_offsets[part.sample];
     return {group, least(together, a.kv_heads - group),
-            a.q_offsets[piece.sample] + piece.first, piece.last - piece.first,
-            keys, a.kv_offsets[piece.sample + 1] - keys};
+            a.q_offsets[part.sample] + part.first, part.last - part.first,
+            keys, a.kv_offsets[part.sample + 1] - keys};
   }
 
   // k and v of the item that this thread is likely to take next.
@@ -171,9 +171,9 @@ struct Gdpa {
     const long mean = a->samples ? (a->kv_rows + a->samples - 1) / a->samples : 0;
     const long floats = (backward ? 5 : 2) * most(mean, kLanes) * padded(a->width);
     const long together = least(a->kv_heads, most(1, kCached / floats));
-    // Gradients of k and v are sums over all rows of a sample: its backward stays in one piece.
-    const long longest = backward ? kWhole : kPiece;
-    const Gdpa context = {*a, pieces(a->q_offsets, a->samples, longest, a->threads), together};
+    // Gradients of k and v are sums over all rows of a sample: its backward stays in one part.
+    const long longest = backward ? kWhole : kPart;
+    const Gdpa context = {*a, parts(a->q_offsets, a->samples, longest, a->threads), together};
     if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<Gdpa, &Gdpa::backward> : call<Gdpa, &Gdpa::forward>;

@@ -92,7 +92,7 @@ static inline bool carve(B& buffers, long keys, long width) {
 
 struct GdpaBf16 {
   const GdpaArgs& a;
-  const int64_t* order;
+  Parts work;
 
   static bfloat16* at(const Tensor3& t, long row, long head) {
     return static_cast<bfloat16*>(t.data) + row * t.row + head * t.head;
@@ -102,9 +102,10 @@ struct GdpaBf16 {
     long group, q_start, rows, k_start, keys;
   };
   Item item(int64_t index) const {
-    const long sample = order[index / a.kv_heads];
-    return {index % a.kv_heads, a.q_offsets[sample], a.q_offsets[sample + 1] - a.q_offsets[sample],
-            a.kv_offsets[sample], a.kv_offsets[sample + 1] - a.kv_offsets[sample]};
+    const Part& part = work.data[index / a.kv_heads];
+    const long keys = a.kv_offsets[part.sample];
+    return {index % a.kv_heads, a.q_offsets[part.sample] + part.first, part.last - part.first, keys,
+            a.kv_offsets[part.sample + 1] - keys};
   }
   long heads_each() const { return a.heads / a.kv_heads; }
 
@@ -258,11 +259,13 @@ struct GdpaBf16 {
   static Status run(const GdpaArgs* a, bool backward) {
     if (!offsets_fit(a->q_offsets, a->samples, a->q_rows)) return kBadOffsets;
     if (!offsets_fit(a->kv_offsets, a->samples, a->kv_rows)) return kBadKvOffsets;
-    const GdpaBf16 context = {*a, work_order(a->q_offsets, a->samples, a->threads)};
-    if (!context.order) return kNoMemory;
+    // As in gdpa.h: only a forward may be cut.
+    const long longest = backward ? kWhole : kPart;
+    const GdpaBf16 context = {*a, parts(a->q_offsets, a->samples, longest, a->threads)};
+    if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<GdpaBf16, &GdpaBf16::backward> : call<GdpaBf16, &GdpaBf16::forward>;
-    return run_items(a->samples * a->kv_heads, a->threads, body, &context) ? kDone : kNoMemory;
+    return run_items(context.work.count * a->kv_heads, a->threads, body, &context) ? kDone : kNoMemory;
   }
 };
 

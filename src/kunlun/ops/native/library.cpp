@@ -40,11 +40,11 @@ float* grow(Scratch& scratch, int64_t n) {
 }
 
 struct Room {
-  Piece* data = nullptr;
+  Part* data = nullptr;
   int64_t size = 0;
   ~Room() { free(data); }
 };
-thread_local Room t_pieces;
+thread_local Room t_parts;
 
 // GOMP_parallel of the OpenMP that torch has loaded already, so that both share one set of threads.
 typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
@@ -64,7 +64,7 @@ struct Team {
 };
 
 int longer_first(const void* a, const void* b) {
-  auto x = static_cast<const Piece*>(a), y = static_cast<const Piece*>(b);
+  auto x = static_cast<const Part*>(a), y = static_cast<const Part*>(b);
   const int64_t more = (y->last - y->first) - (x->last - x->first);
   if (more) return more < 0 ? -1 : 1;
   if (x->sample != y->sample) return x->sample < y->sample ? -1 : 1;
@@ -97,20 +97,20 @@ bool run_items(int64_t items, int64_t threads, bool (*body)(const void*, int64_t
   return team.fine;
 }
 
-Pieces pieces(const int64_t* offsets, int64_t samples, int64_t longest, int64_t threads) {
+Parts parts(const int64_t* offsets, int64_t samples, int64_t longest, int64_t threads) {
   if (threads <= 1) longest = kWhole;
   int64_t count = 0;
   for (int64_t i = 0; i < samples; i++) {
     const int64_t rows = offsets[i + 1] - offsets[i];
     count += rows > longest ? (rows + longest - 1) / longest : 1;
   }
-  if (count + 1 > t_pieces.size) {
-    free(t_pieces.data);
-    t_pieces.size = count + 1;
-    t_pieces.data = static_cast<Piece*>(malloc(t_pieces.size * sizeof(Piece)));
-    if (!t_pieces.data) t_pieces.size = 0;
+  if (count + 1 > t_parts.size) {
+    free(t_parts.data);
+    t_parts.size = count + 1;
+    t_parts.data = static_cast<Part*>(malloc(t_parts.size * sizeof(Part)));
+    if (!t_parts.data) t_parts.size = 0;
   }
-  Piece* to = t_pieces.data;
+  Part* to = t_parts.data;
   if (!to) return {nullptr, 0};
   for (int64_t i = 0; i < samples; i++) {
     const int64_t rows = offsets[i + 1] - offsets[i];
@@ -118,8 +118,8 @@ Pieces pieces(const int64_t* offsets, int64_t samples, int64_t longest, int64_t 
     for (; rows - first > longest; first += longest) *to++ = {i, first, first + longest};
     *to++ = {i, first, rows};
   }
-  if (threads > 1) qsort(t_pieces.data, count, sizeof(Piece), longer_first);
-  return {t_pieces.data, count};
+  if (threads > 1) qsort(t_parts.data, count, sizeof(Part), longer_first);
+  return {t_parts.data, count};
 }
 
 #if defined(__x86_64__)

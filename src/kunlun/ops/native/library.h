@@ -52,19 +52,19 @@ bool call(const void* context, int64_t item) {
   return (static_cast<const C*>(context)->*method)(item);
 }
 
-struct Piece {  // rows first .. last - 1 of a sample, counted from its own first row
+struct Part {  // rows first .. last - 1 of a sample, counted from its own first row
   int64_t sample, first, last;
 };
 
-struct Pieces {
-  const Piece* data;  // valid until this thread's next call; nullptr without memory
+struct Parts {
+  const Part* data;  // valid until this thread's next call; nullptr without memory
   int64_t count;
 };
 
-// All samples, where several threads share them longest first and in pieces of at most `longest`
-// rows. An empty sample is a piece, too.
-Pieces pieces(const int64_t* offsets, int64_t samples, int64_t longest, int64_t threads);
-constexpr int64_t kWhole = INT64_MAX, kPiece = 1024;
+// All samples, where several threads share them longest first and in parts of at most `longest`
+// rows. An empty sample is a part, too.
+Parts parts(const int64_t* offsets, int64_t samples, int64_t longest, int64_t threads);
+constexpr int64_t kWhole = INT64_MAX, kPart = 1024;
 
 struct Kernels {
   Status (*gdpa_forward)(const GdpaArgs*);

@@ -13,7 +13,7 @@ constexpr long kSeedKeys = 64;   // key rows at a time
 template <class T>
 struct SeedAttention {
   const SoftmaxArgs& a;
-  Pieces work;
+  Parts work;
   float* seeds;   // a head: panels, then (backward) rows
   float* partial; // backward: [slices, heads, seeds, padded(width)]
 
@@ -135,7 +135,7 @@ struct SeedAttention {
   }
 
   static Status run(const SoftmaxArgs* a, bool backward) {
-    SeedAttention c = {*a, pieces(a->offsets, a->samples, kWhole, a->threads), nullptr, nullptr};
+    SeedAttention c = {*a, parts(a->offsets, a->samples, kWhole, a->threads), nullptr, nullptr};
     const long packed = a->heads * (c.panels() + c.rows());
     c.seeds = shared(packed + (backward ? c.slices() * a->heads * c.rows() : 0));
     if (!c.work.data || !c.seeds) return kNoMemory;

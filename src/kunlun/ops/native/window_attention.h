@@ -11,7 +11,7 @@ constexpr long kBandKeys = 160;  // key rows at a time: all that a tile reads at
 template <class T>
 struct WindowAttention {
   const SoftmaxArgs& a;
-  Pieces work;
+  Parts work;
 
   static T* at(const Tensor3& t, long row, long head) {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
@@ -22,11 +22,11 @@ struct WindowAttention {
     long first, last;         // its queries, counted from the first of them
   };
   Item item(int64_t index) const {
-    const Piece& piece = work.data[index / a.kv_heads];
-    const long start = a.offsets[piece.sample], all = a.offsets[piece.sample + 1] - start;
-    const long from = most(0, piece.first - reach());
-    const long to = least(all, piece.last + (a.causal ? 0 : reach()));
-    return {index % a.kv_heads, start + from, to - from, piece.first - from, piece.last - from};
+    const Part& part = work.data[index / a.kv_heads];
+    const long start = a.offsets[part.sample], all = a.offsets[part.sample + 1] - start;
+    const long from = most(0, part.first - reach());
+    const long to = least(all, part.last + (a.causal ? 0 : reach()));
+    return {index % a.kv_heads, start + from, to - from, part.first - from, part.last - from};
   }
   long reach() const { return least(a.window, 1L << 30); }
   Band band() const { return {-reach(), a.causal ? 0 : reach()}; }
@@ -129,7 +129,7 @@ struct WindowAttention {
   static Status run(const SoftmaxArgs* a, bool backward) {
     // Neighbouring queries add to the gradients of the same keys: a backward is not cut.
     const WindowAttention c = {
-        *a, pieces(a->offsets, a->samples, backward ? kWhole : kPiece, a->threads)};
+        *a, parts(a->offsets, a->samples, backward ? kWhole : kPart, a->threads)};
     if (!c.work.data) return kNoMemory;
     const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
                                : call<WindowAttention, &WindowAttention::forward>;
