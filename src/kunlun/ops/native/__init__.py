@@ -1,7 +1,8 @@
 """The C++ library behind the operators on CPU: loading it, and calling it with tensors.
 
-One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h), over small
-matrix products (product.h) and vector functions (vector.h), compiled once an instruction set
+One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h; norm.h
+and rotary.h, called from native/rows.py), over small matrix products (product.h) and vector
+functions (vector.h), compiled once an instruction set
 (kernels.cpp) and chosen at run time (library.cpp). Nothing in it knows torch: it gets addresses,
 strides and torch's number of threads. Results are computed in float32, bit-equal whatever the
 neighbours of a sample and the number of threads.
@@ -23,13 +24,17 @@ from kunlun.ops.checks import read_offsets
 
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512")
-OPERATORS = ("gdpa", "window_attention", "seed_attention")
+OPERATORS = (
+    *("gdpa", "window_attention", "seed_attention", "rotary"),
+    *("layer_norm", "rms_norm", "add_rms_norm"),
+)
 
 # In the order of activations.h; names of the same function share a code.
 _ORDER = ["raw", "gelu", "gelu_approx", "silu", "relu", "relu_square", "leaky_relu", "hardswish"]
 _CODES = {name: code for code, name in enumerate(_ORDER)}
 _CODES |= {"fast_gelu": _CODES["gelu_approx"], "fast_silu": _CODES["silu"]}
-_FUNCTIONS = [f"{op}_{way}" for op in ("gdpa", "window", "seed") for way in ("forward", "backward")]
+_PARTS = ("gdpa", "window", "seed", "norm", "add_norm", "rotary")
+_FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
 
 
 class Library(NamedTuple):
@@ -75,6 +80,8 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
     """Why the library cannot run this; None if it can. A dtype of None means float32."""
     if device.type != "cpu":
         return f"the native library runs on cpu and the device is {device.type}"
+    if operator in ("sum_kron", "mix_rows"):
+        return f"{operator} is torch's matrix products, which the library's do not beat"
     if operator not in OPERATORS:
         return f"this release has no native {operator}"
     if dtype is not None and dtype not in DTYPES:
