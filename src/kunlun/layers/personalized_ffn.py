@@ -79,7 +79,9 @@ class PersonalizedFFN(nn.Module):
         rows = rms_norm(mix_tokens(self.expand, x_sum))
         shape = (-1, self.heads, self.head_dim)
         k = torch.matmul(rows, self.key).view(shape)
-        v = torch.matmul(rows, self.value).view(shape) * self.gain[:, None].to(k.dtype)
+        # on the weight, not on v: rows outnumber channels
+        value = self.value * self.gain.repeat_interleave(self.head_dim)
+        v = torch.matmul(rows, value).view(shape)
         kv_offsets = torch.arange(offsets.shape[0], device=offsets.device) * self.config.rows
         return gdpa(
             u.to(k.dtype).view(shape), k, v, offsets, kv_offsets,

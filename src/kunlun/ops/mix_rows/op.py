@@ -45,9 +45,9 @@ mix_rows_op.register_autograd(_differentiate, setup_context=_save)
 
 @register_flop_formula(torch.ops.kunlun.mix_rows)
 def _(x: Any, z: Any, *_: Any, **__: Any) -> int:
-    return 2 * x[0] * z[0] * z[1] * x[2]
+    return int(2 * x[0] * z[0] * z[1] * x[2])
 
 
 @register_flop_formula(torch.ops.kunlun.mix_rows_backward)
 def _(grad: Any, x: Any, z: Any, *_: Any, **__: Any) -> int:
-    return 4 * x[0] * z[0] * z[1] * x[2]
+    return int(4 * x[0] * z[0] * z[1] * x[2])

@@ -8,17 +8,36 @@
 
 namespace KUNLUN_ISA {
 
-typedef double wide_vec __attribute__((vector_size(8 * kLanes)));
-typedef int64_t wide_ivec __attribute__((vector_size(8 * kLanes)));
+// Half as many lanes in float64: twice a register would be taken apart lane by lane.
+constexpr int kWide = kLanes / 2;
+typedef double wide_vec __attribute__((vector_size(8 * kWide)));
+typedef int64_t wide_ivec __attribute__((vector_size(8 * kWide)));
+typedef float narrow_vec __attribute__((vector_size(4 * kWide)));
+typedef int32_t narrow_ivec __attribute__((vector_size(4 * kWide)));
+
+// x = quadrant * pi / 2 + r with |r| <= pi / 4; quadrant modulo 4.
+static inline void reduce(vec x, vec& r, ivec& quadrant) {
+  const wide_vec magic = 0x1.8p52 - wide_vec{};  // adding it rounds to an integer, in the low bits
+  narrow_vec part[2], rest[2];
+  narrow_ivec turns[2];
+  memcpy(part, &x, sizeof x);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    const wide_vec w = __builtin_convertvector(part[i], wide_vec);
+    const wide_vec shifted = w * 0.63661977236758134 + magic, n = shifted - magic;
+    rest[i] = __builtin_convertvector(w - n * 1.5707963267948966 - n * 6.123233995736766e-17,
+                                      narrow_vec);
+    turns[i] = __builtin_convertvector((wide_ivec)shifted & 3, narrow_ivec);
+  }
+  memcpy(&r, rest, sizeof r);
+  memcpy(&quadrant, turns, sizeof quadrant);
+}
 
 // Sine and cosine, absolute error 1e-7. Reduced in float64: positions reach thousands of radians.
 static inline void sincos(vec x, vec& sine, vec& cosine) {
-  const wide_vec magic = 0x1.8p52 - wide_vec{};
-  const wide_vec w = __builtin_convertvector(x, wide_vec);
-  const wide_vec shifted = w * 0.63661977236758134 + magic, n = shifted - magic;
-  const vec r = __builtin_convertvector(
-      w - n * 1.5707963267948966 - n * 6.123233995736766e-17, vec);
-  const ivec quadrant = __builtin_convertvector((wide_ivec)shifted & 3, ivec);
+  vec r;
+  ivec quadrant;
+  reduce(x, r, quadrant);
   const vec s = r * r;
   vec p = -1.9515295891e-4f * s + 8.3321608736e-3f;
   p = p * s - 1.6666654611e-1f;
@@ -77,20 +96,40 @@ struct Rotary {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
   }
 
-  // cos and -+sin of a row's angles, each repeated for both channels of its pair.
-  void turns(long row, float sign, float* cosine, float* sine) const {
-    const float* angle = a.angle + row * a.angle_row;
-    for (long i = 0; i < a.width / 2; i += kLanes, cosine += 2 * kLanes, sine += 2 * kLanes) {
-      vec c, s;
-      sincos(load_some(angle + i, (int)least(a.width / 2 - i, kLanes)), s, c);
-      store(cosine, pairs::low(c));
-      store(cosine + kLanes, pairs::high(c));
-      s *= sign;
-      store(sine, pairs::low(s) * pairs::alternating());
-      store(sine + kLanes, pairs::high(s) * pairs::alternating());
+  // Room for what an item needs: sines and cosines of its angles, and three rows.
+  struct Turns {
+    float *sines, *cosines;        // [kRows, width / 2], and a vector behind
+    float *sine, *cosine, *sum;    // of one row, each repeated for both channels of its pair
+  };
+  bool turns(long from, long to, float sign, Turns& t) const {
+    const long half = a.width / 2, all_angles = kRows * half + kLanes;
+    const long row = padded(a.width) + kLanes;
+    float* room = scratch(2 * all_angles + 3 * row);
+    if (!room) return false;
+    t = {room, room + all_angles, room + 2 * all_angles, room + 2 * all_angles + row,
+         room + 2 * all_angles + 2 * row};
+    // As one long vector: a row alone may fill only a part of one.
+    for (long r = from; r < to; r++)
+      memcpy(t.sines + (r - from) * half, a.angle + r * a.angle_row, half * sizeof(float));
+    const long count = (to - from) * half;
+    for (long i = 0; i < count; i += kLanes) {
+      vec s, c;
+      sincos(load_some(t.sines + i, (int)least(count - i, kLanes)), s, c);
+      store(t.sines + i, sign * s);
+      store(t.cosines + i, c);
+    }
+    return true;
+  }
+  void repeat(long row, const Turns& t) const {
+    const long start = row * (a.width / 2);
+    for (long d = 0; d < a.width; d += 2 * kLanes) {
+      const vec c = load(t.cosines + start + d / 2), s = load(t.sines + start + d / 2);
+      store(t.cosine + d, pairs::low(c));
+      store(t.cosine + d + kLanes, pairs::high(c));
+      store(t.sine + d, pairs::low(s) * pairs::alternating());
+      store(t.sine + d + kLanes, pairs::high(s) * pairs::alternating());
     }
   }
-  float* room() const { return scratch(3 * (padded(a.width) + kLanes)); }
 
   void copy(const T* from, T* to) const {
     for (long d = 0; d < a.width; d += kLanes) {
@@ -101,23 +140,23 @@ struct Rotary {
   }
 
   bool forward(int64_t item) const {
-    float* cosine = room();
-    if (!cosine) return false;
-    float* sine = cosine + padded(a.width) + kLanes;
-    for (long row = item * kRows; row < least(item * kRows + kRows, a.rows); row++) {
-      turns(row, 1.0f, cosine, sine);
+    const long from = item * kRows, to = least(from + kRows, a.rows);
+    Turns t;
+    if (!turns(from, to, 1.0f, t)) return false;
+    for (long row = from; row < to; row++) {
+      repeat(row - from, t);
       for (long part = 0; part < a.parts; part++)
         for (long h = 0; h < a.heads; h++) {
-          const T* from = x(row, part, h);
-          T* to = of(a.part[part], row, h);
+          const T* in = x(row, part, h);
+          T* out = of(a.part[part], row, h);
           if (part >= a.turned) {
-            copy(from, to);
+            copy(in, out);
             continue;
           }
           for (long d = 0; d < a.width; d += kLanes) {
             const int n = (int)least(a.width - d, kLanes);
-            const vec v = load_some(from + d, n);
-            store_some(to + d, v * load(cosine + d) + pairs::swap(v) * load(sine + d), n);
+            const vec v = load_some(in + d, n);
+            store_some(out + d, v * load(t.cosine + d) + pairs::swap(v) * load(t.sine + d), n);
           }
         }
     }
@@ -125,33 +164,33 @@ struct Rotary {
   }
 
   bool backward(int64_t item) const {
-    float* cosine = room();
-    if (!cosine) return false;
-    float *sine = cosine + padded(a.width) + kLanes, *sum = sine + padded(a.width) + kLanes;
-    for (long row = item * kRows; row < least(item * kRows + kRows, a.rows); row++) {
-      turns(row, -1.0f, cosine, sine);
-      for (long d = 0; d < a.width; d += kLanes) store(sum + d, vec{});
+    const long from = item * kRows, to = least(from + kRows, a.rows);
+    Turns t;
+    if (!turns(from, to, -1.0f, t)) return false;
+    for (long row = from; row < to; row++) {
+      repeat(row - from, t);
+      for (long d = 0; d < a.width; d += kLanes) store(t.sum + d, vec{});
       for (long part = 0; part < a.parts; part++)
         for (long h = 0; h < a.heads; h++) {
           const T* grad = of(a.part[part], row, h);
-          T* to = x(row, part, h);
+          T* dx = x(row, part, h);
           if (part >= a.turned) {
-            copy(grad, to);
+            copy(grad, dx);
             continue;
           }
           const T* out = a.d_angle ? of(a.part[a.parts + part], row, h) : nullptr;
           for (long d = 0; d < a.width; d += kLanes) {
             const int n = (int)least(a.width - d, kLanes);
             const vec g = load_some(grad + d, n), swapped = pairs::swap(g);
-            store_some(to + d, g * load(cosine + d) + swapped * load(sine + d), n);
+            store_some(dx + d, g * load(t.cosine + d) + swapped * load(t.sine + d), n);
             // Im(grad conj(out)) of a pair, its two terms in its two lanes.
-            if (out) store(sum + d, load(sum + d) - swapped * load_some(out + d, n) *
+            if (out) store(t.sum + d, load(t.sum + d) - swapped * load_some(out + d, n) *
                                                         pairs::alternating());
           }
         }
       if (a.d_angle)
         for (long i = 0; i < a.width / 2; i++)
-          a.d_angle[row * (a.width / 2) + i] = sum[2 * i] + sum[2 * i + 1];
+          a.d_angle[row * (a.width / 2) + i] = t.sum[2 * i] + t.sum[2 * i + 1];
     }
     return true;
   }

@@ -76,9 +76,7 @@ def rotary_backward(
     rows, heads, width = grads[0].shape
     dx = grads[0].new_empty((rows, len(grads), heads, width))
     d_angle = angle.new_empty(angle.shape if by_angle else (0,), dtype=torch.float32)
-    _rotary(
-        "rotary_backward", dx, [*grads, *outs], angle, len(outs), d_angle if by_angle else None
-    )
+    _rotary("rotary_backward", dx, [*grads, *outs], angle, len(outs), d_angle if by_angle else None)
     return dx, d_angle.to(angle.dtype)
 
 

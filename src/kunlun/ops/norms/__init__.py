@@ -10,7 +10,6 @@ from kunlun.ops.checks import FLOATS, check_like
 from kunlun.ops.dispatch import choose
 from kunlun.ops.norms import portable
 from kunlun.ops.norms.op import add_rms_norm_op, row_norm_op
-from kunlun.ops.norms.portable import EPS
 
 
 def layer_norm(
@@ -55,7 +54,9 @@ def rms_norm(x: Tensor, *, dtype: torch.dtype | None = None, backend: str | None
 
 
 def add_rms_norm(s: Tensor, u: Tensor, y: Tensor, *, backend: str | None = None) -> Tensor:
-    """s + rms_norm(u + y): what stands behind GDPA (production sandwich; u its query, y its result).
+    """s + rms_norm(u + y): the tail of the production sandwich around GDPA.
+
+    u is GDPA's query and y its result.
 
     Cost: reads all three and writes the result once; the backward reads three rows and writes one.
 

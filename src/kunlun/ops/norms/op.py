@@ -69,7 +69,9 @@ def _(x: Tensor, centered: bool, dtype: torch.dtype, backend: str = "") -> tuple
 
 
 @row_norm_backward_op.register_fake
-def _(grad: Tensor, out: Tensor, rstd: Tensor, centered: bool, dtype: torch.dtype, *_: Any) -> Tensor:
+def _(
+    grad: Tensor, out: Tensor, rstd: Tensor, centered: bool, dtype: torch.dtype, *_: Any
+) -> Tensor:
     return out.new_empty(out.shape, dtype=dtype)
 
 

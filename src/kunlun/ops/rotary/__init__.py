@@ -81,9 +81,7 @@ def _turn(x: Tensor, angle: Tensor, turned: int, backend: str | None) -> list[Te
     if width % 2:
         raise ShapeError(f"x: width {width} is odd; rotation needs pairs")
     if angle.shape != (length, width // 2):
-        raise ShapeError(
-            f"angle: expected [{length}, {width // 2}], got shape {list(angle.shape)}"
-        )
+        raise ShapeError(f"angle: expected [{length}, {width // 2}], got shape {list(angle.shape)}")
     dtype = angle.dtype if angle.dtype == torch.float64 else x.dtype
     choose("rotary", device=x.device, dtype=dtype, backend=backend)
     outs: list[Tensor] = rotary_op(x, angle, turned, backend or "")
