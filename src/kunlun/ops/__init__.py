@@ -7,6 +7,7 @@ use, `portable` for what runs. Importing this room registers the operators with 
 
 from kunlun.ops.dispatch import Choice, choose
 from kunlun.ops.gdpa import gdpa
+from kunlun.ops.gelu import gelu_approx
 from kunlun.ops.jagged import Jagged
 from kunlun.ops.mix_rows import mix_rows
 from kunlun.ops.norms import add_rms_norm, layer_norm, rms_norm
@@ -21,6 +22,7 @@ __all__ = [
     "add_rms_norm",
     "choose",
     "gdpa",
+    "gelu_approx",
     "layer_norm",
     "mix_rows",
     "rms_norm",

@@ -16,7 +16,7 @@ from kunlun.ops import native
 
 OPERATORS = (
     *("gdpa", "window_attention", "seed_attention", "sum_kron", "mix_rows"),
-    *("rotary", "layer_norm", "rms_norm", "add_rms_norm"),
+    *("rotary", "layer_norm", "rms_norm", "add_rms_norm", "gelu_approx"),
 )
 BACKENDS = ("portable", "native", "triton")
 

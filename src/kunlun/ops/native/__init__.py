@@ -1,7 +1,7 @@
 """The C++ library behind the operators on CPU: loading it, and calling it with tensors.
 
-One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h; norm.h
-and rotary.h, called from native/rows.py), over small matrix products (product.h) and vector
+One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h; norm.h,
+rotary.h and gelu.h, called from native/rows.py), over small matrix products (product.h) and vector
 functions (vector.h), compiled once an instruction set
 (kernels.cpp) and chosen at run time (library.cpp). Nothing in it knows torch: it gets addresses,
 strides and torch's number of threads. Results are computed in float32, bit-equal whatever the
@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512")
 OPERATORS = (
     *("gdpa", "window_attention", "seed_attention", "rotary"),
-    *("layer_norm", "rms_norm", "add_rms_norm"),
+    *("layer_norm", "rms_norm", "add_rms_norm", "gelu_approx"),
 )
 
 # In the order of activations.h; names of the same function share a code.
@@ -35,6 +35,7 @@ _CODES = {name: code for code, name in enumerate(_ORDER)}
 _CODES |= {"fast_gelu": _CODES["gelu_approx"], "fast_silu": _CODES["silu"]}
 _PARTS = ("gdpa", "window", "seed", "norm", "add_norm", "rotary")
 _FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
+_FUNCTIONS.append("gelu")
 
 
 class Library(NamedTuple):

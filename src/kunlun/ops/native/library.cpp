@@ -156,4 +156,5 @@ int kunlun_add_norm_backward(int isa, const NormArgs* a) {
 }
 int kunlun_rotary_forward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_forward(a); }
 int kunlun_rotary_backward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_backward(a); }
+int kunlun_gelu(int isa, const EachArgs* a) { return kernels(isa).gelu(a); }
 }

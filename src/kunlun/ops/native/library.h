@@ -47,6 +47,12 @@ struct RotaryArgs {
   int64_t rows, parts, turned, heads, width, bf16, threads;
 };
 
+struct EachArgs {  // of `count` elements side by side; grad: backward only
+  const void *x, *grad;
+  void* out;
+  int64_t count, bf16, threads;
+};
+
 enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3 };
 
 // At least n floats of this thread, aligned to 64 bytes, contents undefined, until the next call;
@@ -86,4 +92,5 @@ struct Kernels {
   Status (*add_norm_backward)(const NormArgs*);
   Status (*rotary_forward)(const RotaryArgs*);
   Status (*rotary_backward)(const RotaryArgs*);
+  Status (*gelu)(const EachArgs*);
 };

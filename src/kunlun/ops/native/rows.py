@@ -1,4 +1,4 @@
-"""Calls of the library's row-wise parts: norms and rotation."""
+"""Calls of the library's row-wise parts: norms, rotation, tanh-GELU."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from kunlun.ops.native import _addresses, _call, _check, _rows
 
 _NORM = struct.Struct("=19qd")
 _ROTARY = struct.Struct("=15q")
+_EACH = struct.Struct("=6q")
 
 
 def norm_forward(
@@ -99,3 +100,24 @@ def _rotary(
         *(x.dtype == torch.bfloat16, torch.get_num_threads()),
     )
     _check(_call(name, packed), [])
+
+
+def gelu_forward(x: Tensor) -> Tensor:
+    """Contiguous, of any shape; see kunlun.ops.gelu_approx."""
+    return _gelu(x, None)
+
+
+def gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """dx, contiguous."""
+    return _gelu(x, grad)
+
+
+def _gelu(x: Tensor, grad: Tensor | None) -> Tensor:
+    out, x = x.new_empty(x.shape), x.contiguous()
+    grad = None if grad is None else grad.contiguous()
+    packed = _EACH.pack(
+        *(x.data_ptr(), 0 if grad is None else grad.data_ptr(), out.data_ptr(), x.numel()),
+        *(x.dtype == torch.bfloat16, torch.get_num_threads()),
+    )
+    _check(_call("gelu", packed), [])
+    return out
