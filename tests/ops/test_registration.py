@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from kunlun.ops import flops, gdpa, seed_attention, window_attention
+from kunlun.ops import (
+    add_rms_norm,
+    flops,
+    gdpa,
+    layer_norm,
+    mix_rows,
+    native,
+    rms_norm,
+    rotary,
+    rotary_split,
+    seed_attention,
+    sum_kron,
+    window_attention,
+)
 from kunlun.ops.gdpa.op import gdpa_backward_op, gdpa_op
 from kunlun.ops.seed_attention.op import seed_attention_backward_op, seed_attention_op
 from kunlun.ops.window_attention.op import window_attention_backward_op, window_attention_op
@@ -164,3 +177,54 @@ def test_operators_compile_whole(backend: str | None) -> None:
     ours, eager = (torch.autograd.grad(out.sum(), args[:2]) for out in (got, want))
     for a, b in zip(ours, eager, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def run_rows(x: Tensor, angle: Tensor, z: Tensor, w: Tensor, backend: str | None = None) -> Tensor:
+    """Every row-wise operator on x [L, 3, 2, 8], angle [L, 4], z [2, 3], w [1, 8, 4]."""
+    q, k, v = rotary_split(layer_norm(x, backend=backend), angle, turned=2, backend=backend)
+    v = rotary(rms_norm(v, backend=backend), angle, backend=backend)
+    y = add_rms_norm(q, k, v, backend=backend)
+    return sum_kron(mix_rows(y, z), z.T[None], w)
+
+
+def rows_input(length: int) -> tuple[Tensor, ...]:
+    shapes = [(length, 3, 2, 8), (length, 4), (2, 3), (1, 8, 4)]
+    return tuple(normal(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes))
+
+
+def test_row_operators_export_with_dynamic_lengths() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            return run_rows(*args)
+
+    rows = torch.export.Dim("rows")
+    shapes = (({0: rows}, {0: rows}, None, None),)
+    args = tuple(x.detach() for x in rows_input(70))
+    program = torch.export.export(Module(), args, dynamic_shapes=shapes)
+    other = tuple(x.detach() for x in rows_input(9))
+    assert torch.equal(program.module()(*other), Module()(*other))
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_row_operators_compile_whole(backend: str | None) -> None:
+    args = rows_input(70)
+    compiled = torch.compile(run_rows, fullgraph=True, backend="aot_eager", dynamic=True)
+    got, want = compiled(*args, backend), run_rows(*args, backend)
+    torch.testing.assert_close(got, want)
+    ours, eager = (torch.autograd.grad(out.sum(), args) for out in (got, want))
+    for a, b in zip(ours, eager, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_program_exported_with_the_library_runs_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            return run_rows(*args)
+
+    args = tuple(x.detach() for x in rows_input(9))
+    program = torch.export.export(Module(), args).module()
+    want = program(*args)
+    monkeypatch.setattr(native, "load", lambda: native.Loaded(None, "taken away"))
+    torch.testing.assert_close(program(*args), want)

@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kunlun.ops import sum_kron
 from kunlun.ops.flops import sum_kron_flops, sum_kron_rows_first, sum_kron_width_first
+from kunlun.ops.sum_kron.op import sum_kron_backward_op, sum_kron_op
 from kunlun.ops.sum_kron.reference import sum_kron_reference
-from tests.ops.helpers import assert_matches, normal
+from tests.ops.helpers import assert_matches, gradients, normal
 
 CASES = [  # n, k, S, T, D, D2, dtype; both orders of contraction occur
     (5, 2, 9, 4, 6, 7, torch.float32),
@@ -50,9 +51,26 @@ def test_sum_kron_cases_take_both_orders() -> None:
     assert cheaper == {True, False}
 
 
-def test_sum_kron_gradcheck() -> None:
-    inputs = [x.requires_grad_() for x in make((2, 2, 3, 2, 3, 2, torch.float64))]
+@pytest.mark.parametrize("sizes", [(2, 2, 3, 2, 3, 2), (2, 2, 2, 5, 4, 2)])
+def test_sum_kron_gradcheck(sizes: tuple[int, ...]) -> None:
+    inputs = [x.requires_grad_() for x in make((*sizes, torch.float64))]
     assert torch.autograd.gradcheck(sum_kron, inputs)
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=_case_id)
+def test_sum_kron_takes_strided_inputs(case: tuple) -> None:
+    x, z, w = make(case)
+    strided = [t.transpose(0, 2).contiguous().transpose(0, 2) for t in (x, z, w)]
+    for a, b in zip(gradients(sum_kron, strided), gradients(sum_kron, [x, z, w]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("case", CASES[:2], ids=_case_id)
+def test_sum_kron_opcheck(case: tuple) -> None:
+    inputs = make(case)
+    torch.library.opcheck(sum_kron_op, tuple(x.clone().requires_grad_() for x in inputs))
+    out, between = sum_kron_op(*inputs)
+    torch.library.opcheck(sum_kron_backward_op, (out, *inputs, between))
 
 
 @pytest.mark.parametrize("case", CASES[:5], ids=_case_id)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from kunlun.config import Config, at_least_one
 from kunlun.layers.mlp import MLP
+from kunlun.layers.tokens import mix_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class FactorizationMachineBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, n_out, D]."""
-        products = torch.matmul(x, torch.matmul(x.transpose(1, 2), self.y))  # [B, N, k]
+        products = torch.matmul(x, mix_tokens(self.y.T, x).mT)  # [B, N, k]
         y: Tensor = self.mlp(self.norm(products.flatten(1)))
         return y.view(-1, self.n_out, x.shape[2])
 
@@ -65,7 +66,7 @@ class WukongLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        y = torch.cat([self.fmb(x), torch.matmul(self.lcb, x)], dim=1)
+        y = torch.cat([self.fmb(x), mix_tokens(self.lcb, x)], dim=1)
         out: Tensor = self.norm(x + y)
         return out
 

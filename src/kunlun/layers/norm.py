@@ -1,18 +1,30 @@
-"""Norms without learned scale, as in the production kernels (affine did not pay there)."""
+"""Norms without learned scale, as in the production kernels (affine did not pay there).
+
+Under autocast results come in its dtype: matrix products read them, which would cast them anyway.
+"""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-EPS = 1e-5
+from kunlun import ops
+from kunlun.ops import add_rms_norm
+
+__all__ = ["add_rms_norm", "layer_norm", "product_dtype", "rms_norm"]
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product takes x here: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm over the last axis, no affine; any [..., D]."""
-    return F.layer_norm(x, x.shape[-1:], eps=EPS)
+    return ops.layer_norm(x, dtype=product_dtype(x))
 
 
 def rms_norm(x: Tensor) -> Tensor:
     """RMSNorm over the last axis, no affine; any [..., D]."""
-    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+    return ops.rms_norm(x, dtype=product_dtype(x))

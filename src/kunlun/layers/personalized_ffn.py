@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from kunlun.config import Config, at_least_one
 from kunlun.errors import ConfigError
 from kunlun.layers.mlp import MLP
-from kunlun.layers.norm import layer_norm, rms_norm
+from kunlun.layers.norm import add_rms_norm, layer_norm, rms_norm
+from kunlun.layers.tokens import mix_tokens
 from kunlun.ops import gdpa
 from kunlun.ops.jagged import Jagged
 
@@ -75,10 +76,12 @@ class PersonalizedFFN(nn.Module):
 
     def _gdpa(self, u: Tensor, x_sum: Tensor, offsets: Tensor) -> Tensor:
         """u [L, d_e], x_sum [n, n_sum, d] -> [L, H, d_h]."""
-        rows = rms_norm(torch.matmul(self.expand, x_sum))
+        rows = rms_norm(mix_tokens(self.expand, x_sum))
         shape = (-1, self.heads, self.head_dim)
         k = torch.matmul(rows, self.key).view(shape)
-        v = torch.matmul(rows, self.value).view(shape) * self.gain[:, None].to(k.dtype)
+        # on the weight, not on v: rows outnumber channels
+        value = self.value * self.gain.repeat_interleave(self.head_dim)
+        v = torch.matmul(rows, value).view(shape)
         kv_offsets = torch.arange(offsets.shape[0], device=offsets.device) * self.config.rows
         return gdpa(
             u.to(k.dtype).view(shape), k, v, offsets, kv_offsets,
@@ -91,7 +94,7 @@ class PersonalizedFFN(nn.Module):
         y = self._gdpa(u, x_sum, s.offsets).view_as(u)
         if self.config.norm == "bare":
             return s.with_values(s.values + y)
-        return s.with_values(s.values + rms_norm(u + y))
+        return s.with_values(add_rms_norm(s.values, u.to(y.dtype), y))
 
     def flops(self, rows: int, events: int) -> int:
         """Forward FLOPs for `rows` samples with `events` events in all."""

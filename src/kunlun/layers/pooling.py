@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kunlun.config import Config, at_least_one
 from kunlun.errors import ConfigError
 from kunlun.layers.norm import layer_norm
-from kunlun.ops import rotary, seed_attention, sum_kron
+from kunlun.ops import rotary_split, seed_attention, sum_kron
 from kunlun.ops.flops import sum_kron_flops
 from kunlun.ops.jagged import Jagged
 
@@ -87,9 +87,7 @@ class SeedPooling(nn.Module):
         length, dim = s.values.shape
         width = dim // self.heads
         kv = self.key_value(layer_norm(s.values)).view(length, 2, self.heads, width)
-        k, v = kv.unbind(1)
-        if angle is not None:
-            k = rotary(k, angle)
+        k, v = kv.unbind(1) if angle is None else rotary_split(kv, angle, turned=1)
         q = self.query(layer_norm(self.seeds)).view(-1, self.heads, width).to(k.dtype)
         pooled = seed_attention(q, k, v, s.offsets)
         y: Tensor = self.compress(pooled.flatten(2))

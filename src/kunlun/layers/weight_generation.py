@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm
+from kunlun.layers.tokens import mix_tokens
 
 
 class WeightGeneration(nn.Module):
@@ -24,7 +25,7 @@ class WeightGeneration(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, n_sum, D]."""
-        y: Tensor = self.mlp(layer_norm(torch.matmul(self.compress, x)))
+        y: Tensor = self.mlp(layer_norm(mix_tokens(self.compress, x)))
         if self.gate is not None:
             y = y * torch.sigmoid(self.gate(y))
         return y

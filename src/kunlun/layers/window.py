@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from kunlun.layers.norm import layer_norm
-from kunlun.ops import rotary, window_attention
+from kunlun.ops import rotary_split, window_attention
 from kunlun.ops.flops import window_pairs
 from kunlun.ops.jagged import Jagged
 
@@ -29,10 +29,7 @@ class SlidingWindowAttention(nn.Module):
         """s [L, d_e], angle [L, d_h / 2] or None -> Jagged [L, d_e]."""
         length, dim = s.values.shape
         qkv = self.qkv(layer_norm(s.values)).view(length, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.unbind(1)
-        if angle is not None:
-            turned = rotary(qkv[:, :2].flatten(1, 2), angle)  # [L, 2 H, d_h], both in one pass
-            q, k = turned.split(self.heads, dim=1)
+        q, k, v = qkv.unbind(1) if angle is None else rotary_split(qkv, angle, turned=2)
         y = window_attention(q, k, v, s.offsets, window=self.window)
         return s.with_values(s.values + self.out(y.reshape(length, dim)))
 

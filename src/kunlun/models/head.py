@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kunlun.ops import gelu_approx
+
 
 class Head(nn.Module):
     """One two-layer MLP a task over the flattened tokens: [B, N, D] -> float32 [B, tasks].
@@ -27,7 +29,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> logits float32 [B, tasks]."""
-        hidden = F.gelu(self.up(x.flatten(1)), approximate="tanh").float()
+        hidden = gelu_approx(self.up(x.flatten(1))).float()
         hidden = hidden.view(x.shape[0], self.tasks, self.down.shape[1])
         return (hidden * self.down).sum(-1) + self.bias
 

@@ -7,8 +7,11 @@ use, `portable` for what runs. Importing this room registers the operators with 
 
 from kunlun.ops.dispatch import Choice, choose
 from kunlun.ops.gdpa import gdpa
+from kunlun.ops.gelu import gelu_approx
 from kunlun.ops.jagged import Jagged
-from kunlun.ops.rotary import rotary
+from kunlun.ops.mix_rows import mix_rows
+from kunlun.ops.norms import add_rms_norm, layer_norm, rms_norm
+from kunlun.ops.rotary import rotary, rotary_split
 from kunlun.ops.seed_attention import seed_attention
 from kunlun.ops.sum_kron import sum_kron
 from kunlun.ops.window_attention import window_attention
@@ -16,9 +19,15 @@ from kunlun.ops.window_attention import window_attention
 __all__ = [
     "Choice",
     "Jagged",
+    "add_rms_norm",
     "choose",
     "gdpa",
+    "gelu_approx",
+    "layer_norm",
+    "mix_rows",
+    "rms_norm",
     "rotary",
+    "rotary_split",
     "seed_attention",
     "sum_kron",
     "window_attention",

@@ -1,12 +1,13 @@
 """The C++ library behind the operators on CPU: loading it, and calling it with tensors.
 
-One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h), over small
-matrix products (product.h) and vector functions (vector.h), compiled once an instruction set
-(kernels.cpp) and chosen at run time (library.cpp). Nothing in it knows torch: it gets addresses,
-strides and torch's number of threads. Results are computed in float32, bit-equal whatever the
-neighbours of a sample and the number of threads. Where the machine multiplies bfloat16 itself
-(vdpbf16ps, AMX tiles), gdpa of bfloat16 does (gdpa_bf16.h over product_bf16.h and pieces.h): it
-sums in float32, and rounds activated scores to bfloat16 for the products that follow.
+One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h; norm.h,
+rotary.h and gelu.h, called from native/rows.py), over small matrix products (product.h) and vector
+functions (vector.h), compiled once an instruction set (kernels.cpp) and chosen at run time
+(library.cpp). Nothing in it knows torch: it gets addresses, strides and torch's number of threads.
+Results are computed in float32, bit-equal whatever the neighbours of a sample and the number of
+threads. Where the machine multiplies bfloat16 itself (vdpbf16ps, AMX tiles), gdpa of bfloat16 does
+(gdpa_bf16.h over product_bf16.h and pieces.h): it sums in float32, and rounds activated scores to
+bfloat16 for the products that follow.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from kunlun.ops.checks import read_offsets
 
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-OPERATORS = ("gdpa", "window_attention", "seed_attention")
+OPERATORS = (
+    *("gdpa", "window_attention", "seed_attention", "rotary"),
+    *("layer_norm", "rms_norm", "add_rms_norm", "gelu_approx"),
+)
 
 # In the order of activations.h; names of the same function share a code.
 _ORDER = ["raw", "gelu", "gelu_approx", "silu", "relu", "relu_square", "leaky_relu", "hardswish"]
 _CODES = {name: code for code, name in enumerate(_ORDER)}
 _CODES |= {"fast_gelu": _CODES["gelu_approx"], "fast_silu": _CODES["silu"]}
-_FUNCTIONS = [f"{op}_{way}" for op in ("gdpa", "window", "seed") for way in ("forward", "backward")]
+_PARTS = ("gdpa", "window", "seed", "norm", "add_norm", "rotary")
+_FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
+_FUNCTIONS.append("gelu")
 
 
 class Library(NamedTuple):
@@ -77,6 +83,8 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
     """Why the library cannot run this; None if it can. A dtype of None means float32."""
     if device.type != "cpu":
         return f"the native library runs on cpu and the device is {device.type}"
+    if operator in ("sum_kron", "mix_rows"):
+        return f"{operator} is torch's matrix products, which the library's do not beat"
     if operator not in OPERATORS:
         return f"this release has no native {operator}"
     if dtype is not None and dtype not in DTYPES:

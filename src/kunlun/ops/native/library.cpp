@@ -206,4 +206,13 @@ int kunlun_window_backward(int isa, const SoftmaxArgs* a) {
 }
 int kunlun_seed_forward(int isa, const SoftmaxArgs* a) { return kernels(isa).seed_forward(a); }
 int kunlun_seed_backward(int isa, const SoftmaxArgs* a) { return kernels(isa).seed_backward(a); }
+int kunlun_norm_forward(int isa, const NormArgs* a) { return kernels(isa).norm_forward(a); }
+int kunlun_norm_backward(int isa, const NormArgs* a) { return kernels(isa).norm_backward(a); }
+int kunlun_add_norm_forward(int isa, const NormArgs* a) { return kernels(isa).add_norm_forward(a); }
+int kunlun_add_norm_backward(int isa, const NormArgs* a) {
+  return kernels(isa).add_norm_backward(a);
+}
+int kunlun_rotary_forward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_forward(a); }
+int kunlun_rotary_backward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_backward(a); }
+int kunlun_gelu(int isa, const EachArgs* a) { return kernels(isa).gelu(a); }
 }

@@ -29,6 +29,30 @@ struct SoftmaxArgs {  // window_attention; and seed_attention, whose q are the s
   double scale;
 };
 
+struct NormArgs {  // rows [rows, width]; norm.h says what each tensor is on each way
+  Tensor3 x, u, y, out;
+  float* rstd;
+  int64_t rows, width, centered, x_bf16, bf16, threads;  // x_bf16: of x and what has its dtype
+  double eps;
+};
+
+struct RotaryArgs {
+  Tensor3 x;            // [rows, parts, heads, width], or in the backward its gradient
+  int64_t x_part;       // its stride between parts
+  const Tensor3* part;  // one a part: results, or gradients of them; behind these in the backward
+                        // the turned results
+  const float* angle;   // [rows, width / 2]
+  int64_t angle_row;
+  float* d_angle;       // the same; may be null
+  int64_t rows, parts, turned, heads, width, bf16, threads;
+};
+
+struct EachArgs {  // of `count` elements side by side; grad: backward only
+  const void *x, *grad;
+  void* out;
+  int64_t count, bf16, threads;
+};
+
 enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3 };
 
 // At least n floats of this thread, aligned to 64 bytes, contents undefined, until the next call;
@@ -73,6 +97,13 @@ struct Kernels {
   Status (*window_backward)(const SoftmaxArgs*);
   Status (*seed_forward)(const SoftmaxArgs*);
   Status (*seed_backward)(const SoftmaxArgs*);
+  Status (*norm_forward)(const NormArgs*);
+  Status (*norm_backward)(const NormArgs*);
+  Status (*add_norm_forward)(const NormArgs*);
+  Status (*add_norm_backward)(const NormArgs*);
+  Status (*rotary_forward)(const RotaryArgs*);
+  Status (*rotary_backward)(const RotaryArgs*);
+  Status (*gelu)(const EachArgs*);
 };
 
 // What a set with bfloat16 instructions does better than the best of the others; and only that.

@@ -7,40 +7,73 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kunlun.ops.dispatch import runs_on
+from kunlun.ops.native import rows
 from kunlun.ops.rotary import portable
 
 
 @torch.library.custom_op("kunlun::rotary", mutates_args=())
-def rotary_op(x: Tensor, angle: Tensor) -> Tensor:
-    """Opaque, since compilers handle complex numbers badly."""
-    return portable.forward(x, angle)
+def rotary_op(x: Tensor, angle: Tensor, turned: int, backend: str) -> list[Tensor]:
+    """x [L, P, H, D] -> P tensors [L, H, D], the first `turned` rotated.
+
+    Opaque, since compilers handle complex numbers badly. `backend`: "" lets choose decide; it has
+    no default, which torch's autograd of lists would miscount.
+    """
+    if _runs_native(x, angle, backend):
+        return rows.rotary_forward(x, angle, turned)
+    parts = x.unbind(1)
+    return [*(portable.forward(p, angle) for p in parts[:turned]), *map(_copy, parts[turned:])]
 
 
-@torch.library.custom_op("kunlun::rotary_backward_angle", mutates_args=())
-def rotary_backward_angle_op(dx: Tensor, x: Tensor, angle: Tensor) -> Tensor:
-    """Apart from dx: most callers' angles are data and need no gradient."""
-    return portable.by_angle(dx, x, angle)
+@torch.library.custom_op("kunlun::rotary_backward", mutates_args=())
+def rotary_backward_op(
+    grads: list[Tensor], outs: list[Tensor], angle: Tensor, by_angle: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """dx [L, P, H, D] from the gradients of the P results, and the angles' gradient from the
+    turned results (empty unless `by_angle`: most callers' angles are data)."""
+    if _runs_native(grads[0], angle, backend):
+        return rows.rotary_backward(grads, outs, angle, by_angle)
+    turned = len(outs)
+    back = [portable.forward(g, -angle) for g in grads[:turned]]  # undone by the negative angle
+    d_angle = angle.new_zeros(angle.shape if by_angle else (0,))
+    if by_angle:  # a product with the conjugate does not change when both factors are turned
+        for grad, out in zip(grads, outs, strict=False):
+            d_angle += portable.by_angle(grad, out, angle)
+    return torch.stack([*back, *grads[turned:]], dim=1), d_angle
 
 
 @rotary_op.register_fake
-def _(x: Tensor, angle: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+def _(x: Tensor, angle: Tensor, turned: int, backend: str) -> list[Tensor]:
+    return [x.new_empty((x.shape[0], *x.shape[2:])) for _ in range(x.shape[1])]
 
 
-@rotary_backward_angle_op.register_fake
-def _(dx: Tensor, x: Tensor, angle: Tensor) -> Tensor:
-    return angle.new_empty(angle.shape)
+@rotary_backward_op.register_fake
+def _(
+    grads: list[Tensor], outs: list[Tensor], angle: Tensor, by_angle: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    length, heads, width = grads[0].shape
+    dx = grads[0].new_empty((length, len(grads), heads, width))
+    return dx, angle.new_empty(angle.shape if by_angle else (0,))
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    x, angle = inputs
-    ctx.save_for_backward(angle, *([x] if ctx.needs_input_grad[1] else []))
+def _runs_native(x: Tensor, angle: Tensor, backend: str) -> bool:
+    return runs_on("rotary", angle if angle.dtype == torch.float64 else x, backend) == "native"
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-    angle, *x = ctx.saved_tensors
-    dx: Tensor = rotary_op(grad, -angle)  # a rotation is undone by its negative
-    return dx, rotary_backward_angle_op(dx, *x, angle) if x else None
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _, angle, ctx.turned, ctx.backend = inputs
+    ctx.by_angle = ctx.needs_input_grad[1]
+    ctx.save_for_backward(angle, *output[: ctx.turned])
+
+
+def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+    angle, *outs = ctx.saved_tensors
+    dx, d_angle = rotary_backward_op(grads, outs, angle, ctx.by_angle, ctx.backend)
+    return dx, d_angle if ctx.by_angle else None, None, None
 
 
 rotary_op.register_autograd(_differentiate, setup_context=_save)

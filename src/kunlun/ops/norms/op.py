@@ -1,0 +1,112 @@
+"""Registration with torch: schema, shapes for tracing, gradient. Element-wise: no FLOPs.
+
+`backend`: "" lets choose decide. A program that was traced where the native library is may run
+where it is not, so every operator can do without.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kunlun.ops.dispatch import runs_on
+from kunlun.ops.native import rows
+from kunlun.ops.norms import portable
+from kunlun.ops.tiles import compute_dtype
+
+
+@torch.library.custom_op("kunlun::row_norm", mutates_args=())
+def row_norm_op(
+    x: Tensor, centered: bool, dtype: torch.dtype, backend: str = ""
+) -> tuple[Tensor, Tensor]:
+    """layer_norm (`centered`) or rms_norm of x [rows, D] in `dtype`, and 1 / rms float32 [rows]."""
+    if runs_on("layer_norm" if centered else "rms_norm", x, backend) == "native":
+        return rows.norm_forward(x, centered, portable.EPS, dtype)
+    out, rstd = portable.forward(x, centered)
+    return out.to(dtype), rstd.float()
+
+
+@torch.library.custom_op("kunlun::row_norm_backward", mutates_args=())
+def row_norm_backward_op(
+    grad: Tensor,
+    out: Tensor,
+    rstd: Tensor,
+    centered: bool,
+    dtype: torch.dtype,
+    backend: str = "",
+) -> Tensor:
+    """dx in `dtype`."""
+    if runs_on("layer_norm" if centered else "rms_norm", out, backend) == "native":
+        return rows.norm_backward(grad, out, rstd, centered, dtype)
+    return portable.backward(grad, out, rstd, centered).to(dtype)
+
+
+@torch.library.custom_op("kunlun::add_rms_norm", mutates_args=())
+def add_rms_norm_op(s: Tensor, u: Tensor, y: Tensor, backend: str = "") -> tuple[Tensor, Tensor]:
+    """s + rms_norm(u + y) [rows, D], and 1 / rms float32 [rows]."""
+    if runs_on("add_rms_norm", s, backend) == "native":
+        return rows.add_norm_forward(s, u, y, portable.EPS)
+    normed, rstd = portable.forward(u.to(compute_dtype(u.dtype)) + y, centered=False)
+    return (s + normed).to(s.dtype), rstd.float()
+
+
+@torch.library.custom_op("kunlun::add_rms_norm_backward", mutates_args=())
+def add_rms_norm_backward_op(
+    grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor, backend: str = ""
+) -> Tensor:
+    """The gradient of u, which is that of y."""
+    if runs_on("add_rms_norm", u, backend) == "native":
+        return rows.add_norm_backward(grad, u, y, rstd)
+    normed = (u.to(rstd.dtype) + y) * rstd[:, None]
+    return portable.backward(grad, normed, rstd, centered=False).to(u.dtype)
+
+
+@row_norm_op.register_fake
+def _(x: Tensor, centered: bool, dtype: torch.dtype, backend: str = "") -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:1], dtype=torch.float32)
+
+
+@row_norm_backward_op.register_fake
+def _(
+    grad: Tensor, out: Tensor, rstd: Tensor, centered: bool, dtype: torch.dtype, *_: Any
+) -> Tensor:
+    return out.new_empty(out.shape, dtype=dtype)
+
+
+@add_rms_norm_op.register_fake
+def _(s: Tensor, u: Tensor, y: Tensor, backend: str = "") -> tuple[Tensor, Tensor]:
+    return s.new_empty(s.shape), s.new_empty(s.shape[:1], dtype=torch.float32)
+
+
+@add_rms_norm_backward_op.register_fake
+def _(grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor, backend: str = "") -> Tensor:
+    return u.new_empty(u.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.centered, _, ctx.backend = inputs
+    ctx.dtype = x.dtype
+    ctx.save_for_backward(*output)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    settings = ctx.centered, ctx.dtype, ctx.backend
+    return row_norm_backward_op(grad, *ctx.saved_tensors, *settings), None, None, None
+
+
+row_norm_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, u, y, ctx.backend = inputs
+    ctx.save_for_backward(u, y, output[1])
+
+
+def _differentiate_sum(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    dy = add_rms_norm_backward_op(grad, *ctx.saved_tensors, ctx.backend)
+    return grad, dy, dy, None
+
+
+add_rms_norm_op.register_autograd(_differentiate_sum, setup_context=_save_sum)
