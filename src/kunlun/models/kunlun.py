@@ -24,8 +24,6 @@ from torch import Tensor, nn
 
 from kunlun.config import Config, at_least_one, parse
 from kunlun.errors import ConfigError
-from kunlun.features.batch import Batch
-from kunlun.features.embedding import FeatureEmbedding
 from kunlun.features.schema import Schema
 from kunlun.layers.interaction import GlobalInteraction, InteractionConfig
 from kunlun.layers.personalized_ffn import PersonalizedFFN, PersonalizedFFNConfig, PlainFFN
@@ -33,10 +31,9 @@ from kunlun.layers.pooling import PoolingConfig, SeedPooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.weight_generation import WeightGeneration
 from kunlun.layers.window import SlidingWindowAttention
-from kunlun.models.head import Head
+from kunlun.models.events import Events, expand, newest
+from kunlun.models.ranker import Backbone, Ranker, Row, size
 from kunlun.ops.jagged import Jagged
-
-Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d_e], age float32 [L] seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +148,19 @@ class TowerLayer(nn.Module):
             summary = self.pooling(s, angle)
         return s, summary
 
+    def costs(self, name: str, n: int, lengths: Tensor) -> list[Row]:
+        """One row a part; lengths int64 [n]."""
+        events, rows = int(lengths.sum()), []
+        if self.ffn is not None:
+            rows.append(Row(f"{name}.ffn", size(self.ffn), self.ffn.flops(n, events) / n))
+        if self.attention is not None:
+            flops = self.attention.flops(lengths) / n
+            rows.append(Row(f"{name}.window", size(self.attention), flops))
+        if self.pooling is not None:
+            flops = self.pooling.flops(n, events) / n
+            rows.append(Row(f"{name}.pooling", size(self.pooling), flops))
+        return rows
+
 
 class KunlunLayer(nn.Module):
     """Transformer block per event type, then one interaction block (paper 4.1)."""
@@ -193,8 +203,18 @@ class KunlunLayer(nn.Module):
         out: Tensor = self.interaction(torch.cat([x_sum, *pooled], dim=1))
         return out
 
+    def costs(self, name: str, n: int, lengths: dict[str, Tensor]) -> list[Row]:
+        """One row a part; lengths: event type -> int64 [n]."""
+        generators = [g for g in (self.weight_generation, self.user_weight_generation) if g]
+        flops = sum(g.flops(n) for g in generators) / n
+        rows = [Row(f"{name}.weight_generation", sum(map(size, generators)), flops)]
+        for kind, tower in self.tower.items():
+            rows += tower.costs(f"{name}.{kind}", n, lengths[kind])  # type: ignore[operator]
+        flops = self.interaction.flops(n) / n
+        return [*rows, Row(f"{name}.interaction", size(self.interaction), flops)]
 
-class KunlunBackbone(nn.Module):
+
+class KunlunBackbone(Backbone):
     """tokens [B, N, D], events, request int64 [B] or None -> X^(L) [B, N', D]; a pure function.
 
     With `request`, events belong to R <= B requests. They are expanded to the rows, unless
@@ -218,6 +238,7 @@ class KunlunBackbone(nn.Module):
             raise ConfigError("model.user_only: the schema has no user feature to personalize by")
         self.register_buffer("shared", torch.tensor(shared, dtype=torch.int64), persistent=False)
         self.tokens = config.n_sum + sum(t.pooling.tokens for t in towers.values())
+        self.width = config.dim
         self.layers = nn.ModuleList(
             KunlunLayer(
                 config,
@@ -232,13 +253,12 @@ class KunlunBackbone(nn.Module):
 
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
-        events = {k: _newest(*event, self.history[k]) for k, event in events.items()}
+        events = {k: newest(*event, self.history[k]) for k, event in events.items()}
         x_user = tokens.index_select(1, self.shared) if self.user_only else None
         if request is not None and x_user is not None and events:
             x_user = x_user[_first_rows(request, next(iter(events.values()))[0].n)]
         elif request is not None:
-            events = {k: _expand(*event, request) for k, event in events.items()}
-            request = None
+            events, request = expand(events, request), None
         angles = {k: self.rote[k](s, age) for k, (s, age) in events.items()}
         sequences = {k: s for k, (s, _) in events.items()}
         x = tokens
@@ -246,6 +266,14 @@ class KunlunBackbone(nn.Module):
         for layer in self.layers:
             x = layer(x, x_user, sequences, angles, summaries, request)
         return x
+
+    def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
+        """See Backbone."""
+        kept = {k: v.clamp(max=self.history[k]) for k, v in lengths.items()}
+        rows = [Row("rote", size(self.rote), 0.0)] if size(self.rote) else []
+        for i, layer in enumerate(self.layers):
+            rows += layer.costs(f"layer{i}", n, kept)  # type: ignore[operator]
+        return rows
 
 
 def _first_rows(request: Tensor, requests: int) -> Tensor:
@@ -255,37 +283,13 @@ def _first_rows(request: Tensor, requests: int) -> Tensor:
     return last.scatter_reduce(0, request, row, "amin")
 
 
-def _expand(s: Jagged, age: Tensor, request: Tensor) -> tuple[Jagged, Tensor]:
-    """Every row its own copy of its request's events."""
-    packed = s.select(request)
-    return packed, s.with_values(age).select(request).values
-
-
-def _newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
-    """Keep the last `history` events of every sequence."""
-    if history >= s.max_len:
-        return s, age
-    behind = s.offsets.long()[1:][s.segments] - torch.arange(age.shape[0], device=age.device)
-    keep = behind <= history
-    offsets = torch.zeros_like(s.offsets)
-    torch.cumsum(s.lengths.clamp(max=history), 0, out=offsets[1:])
-    return Jagged(s.values[keep], offsets, history), age[keep]
-
-
-class Kunlun(nn.Module):
+class Kunlun(Ranker):
     """Batch -> logits float32 [B, tasks], one head a task."""
 
-    def __init__(self, schema: Schema, config: KunlunConfig) -> None:
-        super().__init__()
-        self.schema, self.config = schema, config
-        towers = config.towers(schema)
-        self.embedding = FeatureEmbedding(schema, config.dim, {k: t.dim for k, t in towers.items()})
-        max_len = {k: schema.events[k].max_len for k in towers}
-        self.backbone = KunlunBackbone(config, towers, max_len, self.embedding.request_tokens)
-        self.head = Head(self.backbone.tokens, config.dim, config.head_hidden, len(schema.tasks))
+    backbone: KunlunBackbone
 
-    def forward(self, batch: Batch) -> Tensor:
-        """[B, tasks], before the sigmoid."""
-        tokens, events = self.embedding(batch)
-        logits: Tensor = self.head(self.backbone(tokens, events, batch.request))
-        return logits
+    def __init__(self, schema: Schema, config: KunlunConfig) -> None:
+        towers = config.towers(schema)
+        super().__init__(schema, config, config.dim, {k: t.dim for k, t in towers.items()})
+        max_len = {k: schema.events[k].max_len for k in towers}
+        self.add(KunlunBackbone(config, towers, max_len, self.embedding.request_tokens))

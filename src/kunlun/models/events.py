@@ -1,0 +1,63 @@
+"""Event histories, rearranged: for every row of a request, shortened, merged, averaged.
+
+Shapes: B rows, R requests, L packed events of one type, d their width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kunlun.ops.jagged import Jagged
+
+Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d], age float32 [L] seconds)
+
+
+def expand(events: Events, request: Tensor | None) -> Events:
+    """Every row its own copy of its request's events; request int64 [B], None: one a row."""
+    if request is None:
+        return events
+    return {kind: _select(s, age, request) for kind, (s, age) in events.items()}
+
+
+def _select(s: Jagged, age: Tensor, request: Tensor) -> tuple[Jagged, Tensor]:
+    packed = s.select(request)
+    return packed, s.with_values(age).select(request).values
+
+
+def newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
+    """Keep the last `history` events of every sequence."""
+    if history >= s.max_len:
+        return s, age
+    behind = s.offsets.long()[1:][s.segments] - torch.arange(age.shape[0], device=age.device)
+    keep = behind <= history
+    offsets = torch.zeros_like(s.offsets)
+    torch.cumsum(s.lengths.clamp(max=history), 0, out=offsets[1:])
+    return Jagged(s.values[keep], offsets, history), age[keep]
+
+
+def merge_by_time(events: Events, kinds: Tensor, n: int) -> tuple[Jagged, Tensor]:
+    """All types as one sequence a row, oldest first: ([sum of L, d], age float32 [sum of L]).
+
+    kinds [types, d]: added to the events of each type, in the order of `events`. At equal times
+    the earlier type comes first. n: number of sequences; max_len is the sum of the caps.
+    """
+    sequences = [s for s, _ in events.values()]
+    parts = [s.values + kind for s, kind in zip(sequences, kinds, strict=True)]
+    values = torch.cat([kinds.new_zeros(0, kinds.shape[1]), *parts])
+    age = torch.cat([kinds.new_zeros(0), *(age for _, age in events.values())])
+    offsets = torch.zeros(n + 1, dtype=torch.int64, device=kinds.device)
+    segments = torch.cat([offsets[:0], *(s.segments for s in sequences)])
+    for s in sequences:
+        offsets = offsets + s.offsets
+    by_age = torch.argsort(age, descending=True, stable=True)
+    order = by_age[torch.argsort(segments[by_age], stable=True)]
+    # index_select: its gradient is a sum of rows, that of values[order] an atomic scatter
+    merged = Jagged(values.index_select(0, order), offsets, sum(s.max_len for s in sequences))
+    return merged, age[order]
+
+
+def mean_of_events(s: Jagged) -> Tensor:
+    """[L, d] over n sequences -> [n, d]; zeros for an empty history."""
+    total = s.values.new_zeros(s.n, s.values.shape[1]).index_add(0, s.segments, s.values)
+    return total / s.lengths.clamp(min=1).unsqueeze(1)
