@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from kunlun.config import parse
 from kunlun.features.batch import Batch, EventSequence, Jagged
 from kunlun.features.schema import Schema
+from kunlun.models.events import Events
 
 NOW = 1_700_000_000_000  # ms
 
@@ -92,3 +95,18 @@ def make_batch(schema: Schema, lengths: dict[str, list[int]], rows: int, seed: i
         weights=torch.ones(rows),
         group=torch.arange(rows),
     )
+
+
+def backbone_inputs(model: Any, batch: Batch) -> tuple[torch.Tensor, Events]:
+    """What the embedding half gives for a batch, in float64 and cut from its graph."""
+    tokens, events = model.embedding(batch)
+    double = {
+        kind: (s.with_values(s.values.detach().double()), age.double())
+        for kind, (s, age) in events.items()
+    }
+    return tokens.detach().double(), double
+
+
+def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> a float64 copy, as an implementation of its own wants them."""
+    return {name: p.detach().double().clone() for name, p in module.named_parameters()}

@@ -4,6 +4,12 @@ from typing import Any
 
 from torch import nn
 
+from kunlun.models.dcnv2 import DCNv2, DCNv2Config
+from kunlun.models.dlrm import DLRM, DLRMConfig
 from kunlun.models.kunlun import Kunlun, KunlunConfig
 
-MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {"kunlun": (KunlunConfig, Kunlun)}
+MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {
+    "kunlun": (KunlunConfig, Kunlun),
+    "dcnv2": (DCNv2Config, DCNv2),
+    "dlrm": (DLRMConfig, DLRM),
+}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kunlun.layers.norm import layer_norm
 from kunlun.ops.jagged import Jagged
 
 Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d], age float32 [L] seconds)
@@ -61,3 +62,22 @@ def mean_of_events(s: Jagged) -> Tensor:
     """[L, d] over n sequences -> [n, d]; zeros for an empty history."""
     total = s.values.new_zeros(s.n, s.values.shape[1]).index_add(0, s.segments, s.values)
     return total / s.lengths.clamp(min=1).unsqueeze(1)
+
+
+def level(x: Tensor) -> Tensor:
+    """[B, N, D], each row brought to unit size as a whole, so that its tokens keep their ratios.
+
+    Ids enter at rms .02, where a product of two would vanish.
+    """
+    return layer_norm(x.flatten(1)).view_as(x)
+
+
+def with_summaries(tokens: Tensor, events: Events, request: Tensor | None) -> Tensor:
+    """What a model without sequences reads: context tokens, then the mean of each event type.
+
+    tokens [B, N, D], events of width D -> [B, N + types, D], leveled. An empty history gives zeros.
+    """
+    means = [mean_of_events(s) for s, _ in events.values()]
+    if request is not None:
+        means = [m.index_select(0, request) for m in means]
+    return level(torch.cat([tokens, *(m.unsqueeze(1) for m in means)], dim=1))
