@@ -8,6 +8,7 @@ use, `portable` for what runs. Importing this room registers the operators with 
 from kunlun.ops.dispatch import Choice, choose
 from kunlun.ops.gdpa import gdpa
 from kunlun.ops.gelu import gelu_approx
+from kunlun.ops.hstu_attention import hstu_attention
 from kunlun.ops.jagged import Jagged
 from kunlun.ops.mix_rows import mix_rows
 from kunlun.ops.norms import add_rms_norm, layer_norm, rms_norm
@@ -23,6 +24,7 @@ __all__ = [
     "choose",
     "gdpa",
     "gelu_approx",
+    "hstu_attention",
     "layer_norm",
     "mix_rows",
     "rms_norm",

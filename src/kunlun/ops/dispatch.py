@@ -16,7 +16,7 @@ from kunlun.errors import BackendError
 from kunlun.ops import native, triton
 
 OPERATORS = (
-    *("gdpa", "window_attention", "seed_attention", "sum_kron", "mix_rows"),
+    *("gdpa", "window_attention", "seed_attention", "hstu_attention", "sum_kron", "mix_rows"),
     *("rotary", "layer_norm", "rms_norm", "add_rms_norm", "gelu_approx"),
 )
 BACKENDS = ("portable", "native", "triton")

@@ -1,0 +1,129 @@
+"""Registration with torch: schema, shapes for tracing, gradient, FLOPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from kunlun.ops import flops
+from kunlun.ops.checks import known_lengths, read_offsets
+from kunlun.ops.hstu_attention import portable
+
+
+@torch.library.custom_op("kunlun::hstu_attention", mutates_args=())
+def hstu_attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    time: Tensor,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    window: int,
+    scale: float,
+    out_scale: float,
+    backend: str = "",
+) -> Tensor:
+    """Only the portable path exists, so `backend` was settled by choose."""
+    rows = read_offsets("offsets", offsets, q.shape[0])
+    settings = portable.Settings(window, scale, out_scale)
+    return portable.forward(q, k, v, rows, time, position_bias, time_bias, settings)
+
+
+@torch.library.custom_op("kunlun::hstu_attention_backward", mutates_args=())
+def hstu_attention_backward_op(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    time: Tensor,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    window: int,
+    scale: float,
+    out_scale: float,
+    backend: str = "",
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = read_offsets("offsets", offsets, q.shape[0])
+    settings = portable.Settings(window, scale, out_scale)
+    return portable.backward(grad, q, k, v, rows, time, position_bias, time_bias, settings)
+
+
+@hstu_attention_op.register_fake
+def _(q: Tensor, *rest: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+@hstu_attention_backward_op.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    time: Tensor,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    p, t = (x.new_empty(x.shape) for x in (position_bias, time_bias))
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), p, t
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:7])
+    ctx.settings = inputs[7:]
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    dq, dk, dv, dp, dt = hstu_attention_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
+    return dq, dk, dv, None, None, dp, dt, None, None, None, None
+
+
+hstu_attention_op.register_autograd(_differentiate, setup_context=_save)
+
+
+def _pairs(q: Tensor, offsets: Tensor, window: int) -> float:
+    lengths = known_lengths(offsets)
+    if lengths is not None:
+        return sum(flops.window_pairs(n, window, causal=True) for n in lengths)
+    # Traced without values: as if every sequence had the average length.
+    n = max(offsets.shape[0] - 1, 1)
+    return n * flops.window_pairs(q.shape[0] // n, window, causal=True)
+
+
+@register_flop_formula(torch.ops.kunlun.hstu_attention, get_raw=True)
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    time: Tensor,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    window: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return flops.gdpa_flops(_pairs(q, offsets, window), q.shape[1], q.shape[2])
+
+
+@register_flop_formula(torch.ops.kunlun.hstu_attention_backward, get_raw=True)
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    time: Tensor,
+    position_bias: Tensor,
+    time_bias: Tensor,
+    window: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    return flops.gdpa_backward_flops(_pairs(q, offsets, window), q.shape[1], q.shape[2])
