@@ -19,60 +19,110 @@ class InteractionConfig(Config):
     experts: int = 2
     rank: int = 8  # k of the optimized factorization machine
     hidden: int = 128  # of the MLP behind it
+    attentive: int | None = None  # summary tokens that Y is generated from; None: Y is learned
 
     def __post_init__(self) -> None:
         at_least_one("interaction.", experts=self.experts, rank=self.rank, hidden=self.hidden)
+        at_least_one("interaction.", attentive=self.attentive)
+
+
+class AttentiveY(nn.Module):
+    """Y of the attentive machine: an MLP over a few summary tokens, [B, N, D] -> [B, N, k].
+
+    FLOPs: 2 B s N D for s summary tokens + the MLP's.
+    """
+
+    def __init__(self, tokens: int, dim: int, rank: int, hidden: int, summary: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.compress = nn.Parameter(torch.randn(summary, tokens) / tokens**0.5)
+        self.mlp = MLP(summary * dim, hidden, tokens * rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, k]."""
+        y: Tensor = self.mlp(mix_tokens(self.compress, x).flatten(1))
+        return y.view(-1, x.shape[1], self.rank)
+
+    def flops(self, rows: int) -> int:
+        """Forward FLOPs for `rows` samples."""
+        summary, tokens = self.compress.shape
+        dim = self.mlp.up.in_features // summary
+        return 2 * rows * summary * tokens * dim + self.mlp.flops(rows)
 
 
 class FactorizationMachineBlock(nn.Module):
-    """FMB: tokens' pairwise products, compressed: X (X^T Y), Y [N, k] learned, LN, MLP.
+    """FMB: tokens' pairwise products, compressed: X (X^T Y), LN, MLP.
 
+    Y is [N, k], learned (optimized), or with `attentive` an AttentiveY's [B, N, k].
     [B, N, D] -> [B, n_out, D]. FLOPs: 4 B N D k + the MLP's.
     """
 
-    def __init__(self, tokens: int, n_out: int, dim: int, rank: int, hidden: int) -> None:
+    def __init__(
+        self, tokens: int, n_out: int, dim: int, rank: int, hidden: int,
+        attentive: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.n_out = n_out
-        self.y = nn.Parameter(torch.randn(tokens, rank) / tokens**0.5)
+        self.tokens, self.n_out, self.dim, self.rank = tokens, n_out, dim, rank
+        self.y: nn.Parameter | AttentiveY = (
+            nn.Parameter(torch.randn(tokens, rank) / tokens**0.5)
+            if attentive is None
+            else AttentiveY(tokens, dim, rank, hidden, attentive)
+        )
         self.norm = nn.LayerNorm(tokens * rank)
         self.mlp = MLP(tokens * rank, hidden, n_out * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, n_out, D]."""
-        products = torch.matmul(x, mix_tokens(self.y.T, x).mT)  # [B, N, k]
+        if isinstance(self.y, AttentiveY):
+            products = torch.bmm(x, torch.bmm(x.mT, self.y(x)))  # [B, N, k]
+        else:
+            products = torch.matmul(x, mix_tokens(self.y.T, x).mT)
         y: Tensor = self.mlp(self.norm(products.flatten(1)))
-        return y.view(-1, self.n_out, x.shape[2])
+        return y.view(-1, self.n_out, self.dim)
 
     def flops(self, rows: int) -> int:
         """Forward FLOPs for `rows` samples."""
-        tokens, rank = self.y.shape
-        dim = self.mlp.down.out_features // self.n_out
-        return 4 * rows * tokens * dim * rank + self.mlp.flops(rows)
+        y = self.y.flops(rows) if isinstance(self.y, AttentiveY) else 0
+        return 4 * rows * self.tokens * self.dim * self.rank + self.mlp.flops(rows) + y
 
 
 class WukongLayer(nn.Module):
     """X' = LN(concat(FMB(X), LCB(X)) + X): one Wukong layer, one expert of the mixture.
 
-    [B, N, D] -> [B, N, D]; half the outputs (rounded up) from products, the others from the linear
-    compression W_L X over tokens. One token: products only.
+    [B, N, D] -> [B, n_F + n_L, D]; n_F outputs from products, n_L from the linear compression
+    W_L X over tokens. Without n_F and n_L as many as came in, half of them (rounded up) products.
+    Where the number of tokens changes the residual is a linear map over tokens.
     """
 
-    def __init__(self, tokens: int, dim: int, config: InteractionConfig) -> None:
+    def __init__(
+        self, tokens: int, dim: int, config: InteractionConfig,
+        n_products: int | None = None, n_linear: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        products = (tokens + 1) // 2
-        self.fmb = FactorizationMachineBlock(tokens, products, dim, config.rank, config.hidden)
-        self.lcb = nn.Parameter(torch.randn(tokens - products, tokens) / tokens**0.5)
+        products = (tokens + 1) // 2 if n_products is None else n_products
+        linear = tokens - products if n_linear is None else n_linear
+        self.dim, self.tokens = dim, products + linear
+        self.fmb = FactorizationMachineBlock(
+            tokens, products, dim, config.rank, config.hidden, config.attentive
+        )
+        self.lcb = nn.Parameter(torch.randn(linear, tokens) / tokens**0.5)
         self.norm = nn.LayerNorm(dim)
+        self.shortcut = (
+            nn.Parameter(torch.randn(self.tokens, tokens) / tokens**0.5)
+            if self.tokens != tokens
+            else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+        """[B, N, D] -> [B, n_F + n_L, D]."""
         y = torch.cat([self.fmb(x), mix_tokens(self.lcb, x)], dim=1)
-        out: Tensor = self.norm(x + y)
+        out: Tensor = self.norm((x if self.shortcut is None else mix_tokens(self.shortcut, x)) + y)
         return out
 
     def flops(self, rows: int) -> int:
         """Forward FLOPs for `rows` samples."""
-        return self.fmb.flops(rows) + 2 * rows * self.lcb.numel() * self.norm.normalized_shape[0]
+        over_tokens = self.lcb.numel() + (0 if self.shortcut is None else self.shortcut.numel())
+        return self.fmb.flops(rows) + 2 * rows * over_tokens * self.dim
 
 
 class GlobalInteraction(nn.Module):

@@ -37,22 +37,19 @@ def newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
     return Jagged(s.values[keep], offsets, history), age[keep]
 
 
-def merge_by_time(events: Events, kinds: Tensor, n: int) -> tuple[Jagged, Tensor]:
-    """All types as one sequence a row, oldest first: ([sum of L, d], age float32 [sum of L]).
+def merge_by_time(events: Events, kinds: Tensor) -> tuple[Jagged, Tensor]:
+    """All types as one sequence a request, oldest first: ([sum of L, d], age float32 [sum of L]).
 
-    kinds [types, d]: added to the events of each type, in the order of `events`. At equal times
-    the earlier type comes first. n: number of sequences; max_len is the sum of the caps.
+    kinds [types, d]: added to the events of each type, in the order of `events`, of which there
+    is at least one. At equal times the earlier type comes first. max_len is the sum of the caps.
     """
     sequences = [s for s, _ in events.values()]
-    parts = [s.values + kind for s, kind in zip(sequences, kinds, strict=True)]
-    values = torch.cat([kinds.new_zeros(0, kinds.shape[1]), *parts])
-    age = torch.cat([kinds.new_zeros(0), *(age for _, age in events.values())])
-    offsets = torch.zeros(n + 1, dtype=torch.int64, device=kinds.device)
-    segments = torch.cat([offsets[:0], *(s.segments for s in sequences)])
-    for s in sequences:
-        offsets = offsets + s.offsets
+    values = torch.cat([s.values + kind for s, kind in zip(sequences, kinds, strict=True)])
+    age = torch.cat([age for _, age in events.values()])
+    segments = torch.cat([s.segments for s in sequences])
     by_age = torch.argsort(age, descending=True, stable=True)
     order = by_age[torch.argsort(segments[by_age], stable=True)]
+    offsets = torch.stack([s.offsets.long() for s in sequences]).sum(0)
     # index_select: its gradient is a sum of rows, that of values[order] an atomic scatter
     merged = Jagged(values.index_select(0, order), offsets, sum(s.max_len for s in sequences))
     return merged, age[order]
