@@ -44,6 +44,10 @@ ROOMS = {
         },
         {"torch"},
     ),
+    "scaling": Room(
+        {f"kunlun.{room}" for room in ("models", "data", "metrics", "training", "report")},
+        {"torch", "numpy"},
+    ),
     "cli": Room(ANY, {"click", "rich", "torch"}),
 }
 # Read or written at one edge, inside a function, so that importing the room asks for nothing.
@@ -206,6 +210,7 @@ def test_errors_and_config_import_nothing_heavy() -> None:
         ),
         ("report", "from kunlun.training import trainer", "report may not import kunlun.training"),
         ("training", "from kunlun.cli import main", "training may not import kunlun.cli"),
+        ("scaling", "from kunlun.layers.mlp import MLP", "scaling may not import kunlun.layers"),
         ("cli", "import torch", "inside functions only"),
     ],
 )

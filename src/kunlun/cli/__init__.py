@@ -25,6 +25,7 @@ VERBS = (
     Verb("train", "learn", "train a preset or a file of yours; --dry-run prints the plan"),
     Verb("evaluate", "learn", "metrics of a run on a split, also against another run"),
     Verb("predict", "learn", "probabilities of a run for a dataset, labelled or not"),
+    Verb("compare", "learn", "models side by side, at one size if asked; ablations of kunlun"),
     Verb("bench", "measure", "ops | model"),
 )
 

@@ -62,15 +62,16 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         a @ a
-        _wait(device)
+        wait(device)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

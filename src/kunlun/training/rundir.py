@@ -89,7 +89,7 @@ def config_of(run: Path) -> RunConfig:
 
 
 def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
-    before, after = _flat(old.to_dict()), _flat(new.to_dict())
+    before, after = flat(old.to_dict()), flat(new.to_dict())
     for key in sorted(before.keys() | after.keys()):
         if key not in FREE and before.get(key) != after.get(key):
             raise RunError(
@@ -98,11 +98,12 @@ def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
             )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys -> values of a nested dict; an empty group is a value."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
     return found

@@ -1,0 +1,102 @@
+"""`kunlun compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kunlun.cli.group import json_option, overrides_argument, print_json, verb
+
+
+@verb(
+    "kunlun compare demo --models kunlun,dcnv2,dlrm --seeds 3",
+    "kunlun compare small data=datasets/mine --models kunlun,dcnv2 --flops-per-sample 5e6",
+    "kunlun compare small data=datasets/mine --models kunlun,mine/tuned.yaml --match time",
+    "kunlun compare demo --ablations --seeds 3 --out runs/ablations",
+    "kunlun compare demo --models kunlun,pma,no_comp_skip --dry-run",
+    name="compare",
+)
+@click.argument("preset", metavar="PRESET-or-FILE")
+@overrides_argument
+@click.option("--models", help="Names, ablations or .yaml files, by commas; the first is the one.")
+@click.option("--ablations", is_flag=True, help="Kunlun as configured against each part changed.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--match",
+    type=click.Choice(["flops", "params", "time"]),
+    help="Size every model to what the first one costs.",
+)
+@click.option("--flops-per-sample", type=float, help="Size every model to this; forward FLOPs.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/NAME-compare]")
+@click.option("--dry-run", is_flag=True, help="Print models, parameters, FLOPs; stop.")
+@json_option
+def command(
+    preset: str,
+    overrides: tuple[str, ...],
+    models: str | None,
+    ablations: bool,
+    seeds: int,
+    match: str | None,
+    flops_per_sample: float | None,
+    out: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train models side by side and tell which differences are real.
+
+    The file's model is one of them; others come with their own defaults. Every model and seed is an
+    ordinary run under OUT/cells; what is finished is not run again, what was cut short goes on.
+    Writes OUT/compare.json, compare.md and compare.html.
+    """
+    if (models is None) == (not ablations):
+        raise click.UsageError("what is compared? Give either --models A,B or --ablations")
+    if flops_per_sample is not None and match not in (None, "flops"):
+        raise click.UsageError(f"--flops-per-sample is a budget of flops, not of {match}")
+    if flops_per_sample is not None and not 0 < flops_per_sample < float("inf"):
+        raise click.UsageError(f"--flops-per-sample is {flops_per_sample}, expected more than 0")
+    names = [name for name in (models or "").split(",") if name]
+    if not names and not ablations:
+        raise click.UsageError("--models names nothing")
+    from kunlun.cli.presets import names_data
+
+    if not names_data(preset, overrides):
+        raise click.UsageError("which data? Add data=DIR (a dataset directory) or data=synth:demo")
+    from kunlun.cli.text import table
+    from kunlun.report.comparison import scaled, text
+    from kunlun.scaling import compare, variants
+    from kunlun.training.config import load_run_config
+
+    config = load_run_config(preset, list(overrides))
+    left_out: dict[str, str] = {}
+    if ablations:
+        chosen, left_out = variants.ablations(config)
+    else:
+        chosen = variants.choose(config, names)
+    study = compare.prepare(
+        config,
+        chosen,
+        seeds=seeds,
+        out=out or Path("runs") / f"{config.name}-{'ablations' if ablations else 'compare'}",
+        match="flops" if flops_per_sample is not None else match,  # type: ignore[arg-type]
+        flops_per_sample=flops_per_sample,
+        left_out=left_out,
+    )
+    if not dry_run:
+        report = compare.run(study, lambda line: click.echo(line, err=True))
+        print_json(report) if as_json else click.echo(f"{text(report)}\n\npage: {study.page}")
+        return
+    plan = study.plan()
+    if as_json:
+        print_json({"models": plan, "seeds": study.seeds, "match": study.match,
+                    "left_out": left_out})  # fmt: skip
+        return
+    rows = [
+        [p["name"], f"{p['params']:,}", f"{p['dense_params']:,}", scaled(p["flops_per_sample"]),
+         " ".join(f"{key}={value}" for key, value in p["changed"].items()) or "-"]
+        for p in plan
+    ]  # fmt: skip
+    click.echo(table(("model", "parameters", "without tables", "FLOPs/sample", "changed"), rows))
+    click.echo(f"{len(plan)} models x {seeds} seeds, to {study.out}/cells")
+    for name, why in left_out.items():
+        click.echo(f"left out: {name} ({why})")

@@ -1,0 +1,164 @@
+"""One cell of a study: a variant with a seed, an ordinary run, and its line of the table as JSON.
+
+OUT/cells/<variant>/seed<k>/       the run directory
+OUT/cells/<variant>/seed<k>.json   the line; enough to go on without the run directory
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kunlun.errors import NonFiniteError, RunError
+from kunlun.scaling import memory
+from kunlun.scaling.size import Cost
+from kunlun.training import environment, rundir, source
+from kunlun.training.compare import compare
+from kunlun.training.config import RunConfig
+from kunlun.training.runlog import read_rows, write_json
+from kunlun.training.trainer import train
+
+FREE = {*rundir.FREE, "name", "data"}  # the data are compared by what they hold
+SAME_DATA = ("schema", "inputs", "encoders", "rows")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """config: of the run, with the seed in it. cost: of the variant, the same for every seed."""
+
+    variant: str
+    config: RunConfig
+    cost: Cost
+    out: Path
+
+    @property
+    def seed(self) -> int:
+        """Of data order, initialisation and dropout."""
+        return self.config.train.seed
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.out / "cells" / self.variant / f"seed{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """The JSON beside it."""
+        return self.run.with_suffix(".json")
+
+    @property
+    def label(self) -> str:
+        """For messages."""
+        return f"{self.variant} seed {self.seed}"
+
+    def line(self, dataset: Any) -> dict[str, Any] | None:
+        """The line of a finished cell, None if there is none yet.
+
+        Raises RunError: the cell or its torn run is of another configuration or of other data, or
+        the file is torn.
+        """
+        if not self.file.is_file():
+            if (self.run / "config.yaml").is_file():
+                self._same(self.run, rundir.config_of(self.run).to_dict())
+            return None
+        try:
+            found: dict[str, Any] = json.loads(self.file.read_text())
+            config, data = found["config"], found["data"]
+        except (json.JSONDecodeError, KeyError):
+            raise RunError(f"{self.file}: not a cell of a comparison; delete it") from None
+        self._same(self.file, config)
+        now = source.fingerprint(dataset)
+        for key in SAME_DATA:
+            if data.get(key) != now[key]:
+                raise RunError(f"{self.file}: its data differ in {key}; choose another --out")
+        return found
+
+    def _same(self, where: Path, config: dict[str, Any]) -> None:
+        before, now = rundir.flat(config), rundir.flat(self.config.to_dict())
+        for key in sorted(before.keys() | now.keys()):
+            if key not in FREE and before.get(key) != now.get(key):
+                raise RunError(
+                    f"{where}: was made with {key}={before.get(key)!r}, now it is "
+                    f"{now.get(key)!r}; choose another --out, or delete it"
+                )
+
+    def work(self, dataset: Any) -> dict[str, Any]:
+        """Train to the end, from its newest checkpoint if it was torn; write and return the line.
+
+        A run that diverges is a line as well, with `failed`. Raises as `train` does otherwise.
+        """
+        device = environment.pick_device(self.config.train.device)
+        memory.start_peak(device)
+        failed = None
+        try:
+            train(self.config, out=self.run, resume=True, dataset=dataset, quiet=True)
+        except NonFiniteError as error:
+            failed = str(error)
+        line = {
+            "variant": self.variant,
+            "seed": self.seed,
+            "model": self.config.model["name"],
+            "params": self.cost.params,
+            "dense_params": self.cost.dense_params,
+            "flops_per_sample": self.cost.flops,
+            "peak_memory": memory.peak(device),
+            **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
+            "config": self.config.to_dict(),
+            "data": source.fingerprint(dataset),
+            "machine": environment.describe(device),
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, line)
+        return line
+
+
+def results(run: Path, flops_per_sample: float) -> dict[str, Any]:
+    """What a finished run directory adds to the line of its cell."""
+    summary = json.loads((run / "summary.json").read_text())
+    trained = summary["train"]
+    keys = ("samples", "steps", "best_step", "seconds", "samples_per_s", "mfu", "data_wait")
+    return {
+        **{key: trained[key] for key in keys},
+        "tasks": summary["test"],
+        "valid": summary["valid"],
+        "curve": curve(run, flops_per_sample),
+    }
+
+
+def curve(run: Path, flops_per_sample: float) -> list[dict[str, Any]]:
+    """One point a validation: step, samples, training FLOPs and seconds so far, NE by task."""
+    rows = read_rows(run, "train")
+    steps = [0.0, *(float(row["step"]) for row in rows)]
+    seconds = [0.0, *(row["seconds"] for row in rows)]
+    samples = [0.0, *(float(row["samples"]) for row in rows)]
+    points = []
+    for row in read_rows(run, "valid"):
+        seen = float(np.interp(row["step"], steps, samples))
+        points.append(
+            {
+                "step": row["step"],
+                "samples": round(seen),
+                "flops": 3 * flops_per_sample * seen,
+                "seconds": float(np.interp(row["step"], steps, seconds)),
+                "ne": {task: values["ne"] for task, values in row["tasks"].items()},
+            }
+        )
+    return points
+
+
+def against(first: Cell, other: Cell, line: dict[str, Any]) -> dict[str, Any] | None:
+    """Differences of `other` minus `first` on the same rows, bootstrapped: task -> metric -> low,
+    high ... as `training.compare`; kept in the cell's line. None if predictions are gone."""
+    known: dict[str, Any] | None = line.get("against")
+    if known is not None and known["first"] == first.variant:
+        return dict(known["tasks"])
+    files = [cell.run / "predictions" / "test.parquet" for cell in (first, other)]
+    if not all(file.is_file() for file in files):
+        return None
+    tasks = compare(first.run, other.run)["tasks"]
+    write_json(other.file, {**line, "against": {"first": first.variant, "tasks": tasks}})
+    return dict(tasks)

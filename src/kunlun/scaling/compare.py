@@ -1,0 +1,245 @@
+"""Models side by side: the same samples, embeddings, head, optimizer and, if asked for, budget.
+
+    variants x seeds -> cells (ordinary runs) -> lines -> mean, deviation, significance -> report
+
+Seeds are the outer loop, so that a slow hour of the machine meets every variant alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from kunlun.report.comparison import markdown, page
+from kunlun.scaling import cell as cells
+from kunlun.scaling.cell import Cell
+from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
+from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample
+from kunlun.scaling.variants import Variant
+from kunlun.training import environment, source
+from kunlun.training.config import RunConfig
+from kunlun.training.runlog import write_json
+
+Match = Literal["flops", "params", "time"]
+QUALITY = ("ne", "auc", "gauc", "logloss", "calibration", "expected_ne")
+COSTS = ("samples_per_s", "mfu", "peak_memory", "seconds")
+METRICS = ("ne", "auc", "logloss")  # with a bootstrap
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the last is close enough.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+NORMAL = 1.96
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What will be trained. match: {what, budget, tolerance} or None. left_out: name -> why."""
+
+    config: RunConfig
+    dataset: Any
+    variants: list[Variant]
+    costs: list[Cost]
+    seeds: list[int]
+    match: dict[str, Any] | None
+    out: Path
+    left_out: dict[str, str]
+
+    @property
+    def page(self) -> Path:
+        """The HTML page of the report."""
+        return self.out / "compare.html"
+
+    def cells(self) -> list[list[Cell]]:
+        """Seed by seed, in the order of the variants."""
+        return [
+            [
+                Cell(v.name, v.run_config(self.config, seed), c, self.out)
+                for v, c in zip(self.variants, self.costs, strict=True)
+            ]
+            for seed in self.seeds
+        ]
+
+    def plan(self) -> list[dict[str, Any]]:
+        """One entry a variant: name, model, cost, what differs from its own configuration."""
+        return [
+            {
+                "name": v.name,
+                "model": v.model["name"],
+                "flops_per_sample": c.flops,
+                "params": c.params,
+                "dense_params": c.dense_params,
+                "changed": v.changed,
+            }
+            for v, c in zip(self.variants, self.costs, strict=True)
+        ]
+
+
+def prepare(
+    config: RunConfig,
+    variants: Sequence[Variant],
+    *,
+    seeds: int,
+    out: Path,
+    match: Match | None = None,
+    flops_per_sample: float | None = None,
+    left_out: dict[str, str] | None = None,
+) -> Study:
+    """Open the data, bring the variants to one budget, count what they cost.
+
+    The budget is `flops_per_sample`, or what the first variant costs as configured; params are
+    matched without embedding tables, which all variants share; time is that of training steps.
+    Raises ConfigError: a variant that cannot be built, or that has no size within the budget.
+    """
+    dataset = source.open_data(config.data)
+    source.need_train_rows(dataset)
+    lengths = typical_lengths(dataset)
+
+    def measure(section: dict[str, Any], who: str) -> float:
+        if match == "time":
+            return seconds_per_sample(config, section, dataset)
+        found = cost(dataset, section, lengths, who)
+        return found.flops if match == "flops" else float(found.dense_params)
+
+    chosen, about = list(variants), None
+    if match is not None:
+        chosen, about = _matched(chosen, match, flops_per_sample, measure, out / "sizes.json")
+    costs = [cost(dataset, v.model, lengths, v.name) for v in chosen]
+    first = config.train.seed
+    numbers = list(range(first, first + seeds))
+    return Study(config, dataset, chosen, costs, numbers, about, out, left_out or {})
+
+
+def _matched(
+    variants: list[Variant],
+    match: Match,
+    budget: float | None,
+    measure: Callable[[dict[str, Any], str], float],
+    file: Path,
+) -> tuple[list[Variant], dict[str, Any]]:
+    """The variants at their sizes, and what they were matched to.
+
+    Sizes by time are kept in `file`: measured once more they would be others, and finished cells
+    those of another study.
+    """
+    asked = [[v.name, v.model] for v in variants]
+    if match == "time" and file.is_file():
+        kept = json.loads(file.read_text())
+        if kept["asked"] == asked:
+            return [_with(v, kept["sizes"][v.name]) for v in variants], kept["match"]
+    tolerance = TIME_TOLERANCE if match == "time" else TOLERANCE
+    sized = list(variants)
+    if budget is None:  # that of the first, which stays as it is
+        budget = measure(variants[0].model, variants[0].name)
+        variants = variants[1:]
+    about = {"what": match, "budget": budget, "tolerance": tolerance}
+    sizes = {
+        v.name: fit(v.model, budget, lambda s, v=v: measure(s, v.name), v.name, tolerance=tolerance)  # type: ignore[misc]
+        for v in variants
+    }
+    sized = [_with(v, sizes.setdefault(v.name, v.model)) for v in sized]
+    if match == "time":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"asked": asked, "match": about, "sizes": sizes})
+    return sized, about
+
+
+def _with(variant: Variant, section: dict[str, Any]) -> Variant:
+    """The variant with the section of another size."""
+    differs = {**variant.changed, **changed(variant.model, section)}
+    return dataclasses.replace(variant, model=section, changed=differs)
+
+
+def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train what is not finished yet; the report, also in OUT/compare.json, .md and .html.
+
+    say: told of every cell as it begins. Raises RunError: cells of another configuration or of
+    other data stand in OUT; otherwise as `train`.
+    """
+    grid = study.cells()
+    lines = {cell: cell.line(study.dataset) for row in grid for cell in row}  # before any training
+    differences: dict[Cell, dict[str, Any] | None] = {}
+    for place, cell in enumerate(lines, start=1):
+        line = lines[cell]
+        if line is None:
+            say(f"[{place}/{len(lines)}] {cell.label}: training")
+            line = lines[cell] = cell.work(study.dataset)
+        else:
+            say(f"[{place}/{len(lines)}] {cell.label}: finished before")
+        first = next(row[0] for row in grid if cell in row)
+        differences[cell] = None if cell is first else cells.against(first, cell, line)
+    report = {
+        "config": study.config.to_dict(),
+        "data": source.fingerprint(study.dataset)["rows"],
+        "tasks": study.dataset.schema.tasks,
+        "seeds": study.seeds,
+        "match": study.match,
+        "left_out": study.left_out,
+        "machine": environment.describe(environment.pick_device(study.config.train.device)),
+        "models": [
+            {**about, **summarise([lines[c] for c in own], [differences[c] for c in own])}
+            for about, own in zip(study.plan(), zip(*grid, strict=True), strict=True)
+        ],
+    }
+    study.out.mkdir(parents=True, exist_ok=True)
+    write_json(study.out / "compare.json", report)
+    (study.out / "compare.md").write_text(markdown(report))
+    study.page.write_text(page(report))
+    return report
+
+
+def summarise(
+    lines: Sequence[dict[str, Any] | None], differences: Sequence[dict[str, Any] | None]
+) -> dict[str, Any]:
+    """Mean and deviation over the seeds of one variant, and its differences from the first."""
+    done = [line for line in lines if line is not None and "failed" not in line]
+    tasks = done[0]["tasks"] if done else {}
+    found = [d for d in differences if d is not None]
+    return {
+        "tasks": {
+            task: {name: spread([line["tasks"][task].get(name) for line in done])
+                   for name in QUALITY}
+            for task in tasks
+        },
+        **{name: spread([line[name] for line in done]) for name in COSTS},
+        "against_first": {
+            task: {name: combine([d[task][name] for d in found]) for name in METRICS}
+            for task in (found[0] if found else {})
+        },
+        "curves": [{"seed": line["seed"], "points": line["curve"]} for line in done],
+        "failed": [line["failed"] for line in lines if line is not None and "failed" in line],
+    }  # fmt: skip
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """mean, sd (sample deviation; None below two values), n; undefined values are left out."""
+    known = [float(v) for v in values if v is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "sd": statistics.stdev(known) if len(known) > 1 else None,
+        "n": len(known),
+    }
+
+
+def combine(differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """One difference with a 95 % interval from the bootstraps of several seeds.
+
+    Two sources of chance, independent of each other: which rows were drawn for the test split (the
+    bootstrap's interval of each seed; the same rows for all seeds, so it does not shrink with their
+    number) and which seeds (Student's t of the differences). With one seed the second is unknown
+    and left out. None: undefined for every seed.
+    """
+    known = [d for d in differences if d["difference"] is not None]
+    if not known:
+        return None
+    values = [d["difference"] for d in known]
+    mean, n = statistics.fmean(values), len(values)
+    rows = statistics.fmean([((d["high"] - d["low"]) / 2) ** 2 for d in known])
+    seeds = 0.0
+    if n > 1:
+        quantile = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
+        seeds = quantile**2 * statistics.variance(values) / n
+    half = math.sqrt(rows + seeds)
+    return {"difference": mean, "low": mean - half, "high": mean + half, "seeds": n}

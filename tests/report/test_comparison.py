@@ -1,0 +1,117 @@
+"""Tables and page of a comparison are made from its report alone."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from kunlun.report.comparison import markdown, page, tables, text
+from kunlun.report.comparison_figures import draw_curves, draw_differences
+
+
+def spread(mean: float | None, sd: float | None = 0.001) -> dict[str, Any]:
+    return {"mean": mean, "sd": sd, "n": 2}
+
+
+def model(name: str, ne: float, flops: float, **changes: Any) -> dict[str, Any]:
+    task = {
+        "ne": spread(ne), "auc": spread(0.7), "gauc": spread(None, None),
+        "logloss": spread(0.3), "calibration": spread(1.01),
+    }  # fmt: skip
+    points = [
+        {"flops": flops * n, "seconds": n / 10, "ne": {"click": ne + 1 / n, "buy": None}}
+        for n in (10, 20)
+    ]
+    found = {
+        "name": name, "model": "kunlun", "changed": {"model.dim": 48}, "params": 12345,
+        "dense_params": 2345, "flops_per_sample": flops, "tasks": {"click": task, "buy": task},
+        "samples_per_s": spread(1000.0), "mfu": spread(0.2), "peak_memory": spread(2.0**30),
+        "seconds": spread(5.0), "against_first": {}, "failed": [],
+        "curves": [{"seed": seed, "points": points} for seed in (0, 1)],
+    }  # fmt: skip
+    return {**found, **changes}
+
+
+def difference(value: float, half: float) -> dict[str, Any]:
+    return {"difference": value, "low": value - half, "high": value + half, "seeds": 2}
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    against = {
+        "click": {"ne": difference(0.02, 0.01), "auc": difference(0.01, 0.002), "logloss": None},
+        "buy": {"ne": difference(-0.02, 0.03), "auc": None, "logloss": None},
+    }
+    return {
+        "config": {"name": "x <y>", "data": "synth:demo"},
+        "data": {"train": 1000, "test": 200},
+        "tasks": ["click", "buy"],
+        "seeds": [0, 1],
+        "match": {"what": "flops", "budget": 1e6, "tolerance": 0.05},
+        "left_out": {"softmax": "it is no switch"},
+        "machine": {"cpu": "a CPU", "device": "cpu", "threads": 1, "packages": {"torch": "2"}},
+        "models": [
+            model("kunlun", 0.9, 1e6),
+            model("din", 0.92, 2e6, against_first=against, samples_per_s=spread(1500.0)),
+            model("hstu", 0.9, 3e6, tasks={}, curves=[], failed=["step 3: loss is not finite"],
+                  **{key: spread(None, None) for key in ("samples_per_s", "mfu", "seconds")}),
+        ],
+    }  # fmt: skip
+
+
+def test_numbers_carry_their_noise(report) -> None:
+    quality, cost, against = tables(report)
+    expected = ["kunlun", "click", "0.9000 ± 0.0010", "0.7000 ± 0.0010", "-"]
+    assert quality.rows[0][:5] == expected
+    assert cost.rows[0] == [
+        "kunlun", "12,345", "2,345", "1.00 M", "1,000 ± 0", "20.0 ± 0.1 %", "1.00 ± 0.00 GiB",
+        "5 ± 0",
+    ]  # fmt: skip
+    assert against.rows[0] == [
+        "din", "click", "+0.02000", "+0.01000 to +0.03000", "worse", "+0.01000",
+        "+0.00800 to +0.01200", "better", "x 2.00", "x 1.50", "+0.0 points",
+    ]  # fmt: skip
+    buy = next(row for row in against.rows if row[:2] == ["din", "buy"])
+    assert buy[4:8] == ["within noise", "-", "-", "-"]
+    hstu = next(row for row in against.rows if row[0] == "hstu")
+    assert hstu[2:] == ["-"] * 6 + ["x 3.00", "-", "-"]
+
+
+def test_notes_say_what_was_left_out(report) -> None:
+    for words in (text(report), markdown(report), page(report)):
+        assert "hstu diverged: step 3: loss is not finite" in words
+        assert "softmax is left out: it is no switch." in words
+        assert "flops are within 5% of 1e+06" in words
+        assert "over 2 seeds" in words
+    report["seeds"] = [0]
+    assert "one seed, so the noise of training is not in them" in text(report)
+
+
+def test_markdown_rows_have_a_cell_a_column(report) -> None:
+    for block in markdown(report).split("\n\n"):
+        if block.startswith("|"):
+            assert len({line.count("|") for line in block.splitlines()}) == 1
+
+
+def test_page_needs_nothing_else_and_escapes(report) -> None:
+    html = page(report)
+    assert "x &lt;y&gt;" in html
+    assert "<y>" not in html
+    assert html.count("<svg") == 2
+    assert not re.search(r"<script|<link|<img|\bsrc=|@import|url\(http|href=\"http", html)
+
+
+def test_figures_are_whole_and_the_same_each_time(report) -> None:
+    for draw in (draw_curves, draw_differences):
+        svg = draw(report)
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+        assert draw(report) == svg
+
+
+def test_one_model_is_a_report_too(report) -> None:
+    report["models"] = report["models"][:1]
+    assert len(tables(report)) == 2
+    assert page(report).count("<svg") == 1

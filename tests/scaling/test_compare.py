@@ -1,0 +1,237 @@
+"""A study of two models: cells are runs, go on where they stopped, and become one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+
+import pytest
+
+from kunlun.errors import NonFiniteError, RunError
+from kunlun.report.comparison import markdown, page, text
+from kunlun.scaling import cell as cells
+from kunlun.scaling import compare, variants
+from kunlun.training import rundir
+
+NAMES = ["kunlun", "dcnv2"]
+
+
+def study(config, out, names=NAMES, seeds=1, **match):
+    return compare.prepare(config, variants.choose(config, names), seeds=seeds, out=out, **match)
+
+
+@pytest.fixture(scope="module")
+def finished(place, tmp_path_factory):
+    """(OUT, report, what was said) of two models and two seeds; read only."""
+    from kunlun.training.config import load_run_config
+    from tests.scaling.conftest import SMALL
+
+    out, said = tmp_path_factory.mktemp("study"), []
+    config = load_run_config("small", [f"data={place}", *SMALL])
+    report = compare.run(study(config, out, seeds=2, match="flops"), said.append)
+    return out, report, said
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of its cells to change."""
+    shutil.copytree(finished[0], tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_cells_are_ordinary_runs_with_a_line_each(finished) -> None:
+    out, report, said = finished
+    assert said == [
+        "[1/4] kunlun seed 0: training",
+        "[2/4] dcnv2 seed 0: training",
+        "[3/4] kunlun seed 1: training",
+        "[4/4] dcnv2 seed 1: training",
+    ]
+    for name in NAMES:
+        for seed in (0, 1):
+            run = out / "cells" / name / f"seed{seed}"
+            assert rundir.config_of(run).train.seed == seed
+            summary = json.loads((run / "summary.json").read_text())
+            line = json.loads(run.with_suffix(".json").read_text())
+            assert line["tasks"] == summary["test"]
+            assert line["params"] == summary["model"]["params"]
+            assert line["seconds"] == summary["train"]["seconds"]
+            assert line["peak_memory"] > 2**26
+            assert [p["step"] for p in line["curve"]] == [3, 4]
+            *_, last = line["curve"]
+            expected = 3 * line["flops_per_sample"] * line["samples"]
+            assert last["flops"] == pytest.approx(expected)
+            assert last["seconds"] == pytest.approx(line["seconds"])
+            assert line["curve"][0]["flops"] == pytest.approx(expected * 3 / 4)
+    assert json.loads((out / "compare.json").read_text()) == report
+
+
+def test_report_holds_means_deviations_and_differences(finished) -> None:
+    out, report, _ = finished
+    first, other = report["models"]
+    assert other["flops_per_sample"] == pytest.approx(first["flops_per_sample"], rel=0.05)
+    assert report["match"]["budget"] == first["flops_per_sample"]
+    assert first["changed"] == {}
+    assert first["against_first"] == {}
+    for task in report["tasks"]:
+        values = [
+            json.loads((out / "cells/dcnv2" / f"seed{s}.json").read_text())["tasks"][task]["ne"]
+            for s in (0, 1)
+        ]
+        ne = other["tasks"][task]["ne"]
+        assert ne["mean"] == pytest.approx(sum(values) / 2)
+        assert ne["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+        found = other["against_first"][task]["ne"]
+        expected = ne["mean"] - first["tasks"][task]["ne"]["mean"]
+        assert found["difference"] == pytest.approx(expected)
+        assert found["low"] < found["difference"] < found["high"]
+        assert found["seeds"] == 2
+
+
+def test_report_is_written_as_table_and_page(finished) -> None:
+    out, report, _ = finished
+    assert (out / "compare.md").read_text() == markdown(report)
+    assert (out / "compare.html").read_text() == page(report)
+    for words in (text(report), markdown(report)):
+        assert "kunlun" in words
+        assert f"{report['models'][1]['tasks']['click']['ne']['mean']:.4f}" in words
+        assert "within 5% of" in words
+
+
+def test_finished_cells_are_not_run_again(finished, copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    said: list[str] = []
+    again = compare.run(study(config, copied, seeds=2, match="flops"), said.append)
+    assert again == finished[1]
+    assert all(line.endswith("finished before") for line in said)
+
+
+def test_lines_alone_are_enough(finished, copied, config, monkeypatch) -> None:
+    for run in copied.glob("cells/*/*/"):
+        shutil.rmtree(run)
+    monkeypatch.setattr(cells, "train", None)
+    assert compare.run(study(config, copied, seeds=2, match="flops"), str) == finished[1]
+
+
+def test_a_torn_cell_goes_on(finished, copied, config) -> None:
+    run = copied / "cells/dcnv2/seed1"
+    for file in (run / "summary.json", run.with_suffix(".json")):
+        file.unlink()
+    for later in sorted((run / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(later)
+    said: list[str] = []
+    again = compare.run(study(config, copied, seeds=2, match="flops"), said.append)
+    assert [line for line in said if "training" in line] == ["[4/4] dcnv2 seed 1: training"]
+    assert again["models"][1]["tasks"] == finished[1]["models"][1]["tasks"]
+    assert again["models"][1]["against_first"] == finished[1]["models"][1]["against_first"]
+    steps = [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) == 4
+
+
+def test_another_configuration_is_refused_before_training(copied, config) -> None:
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, lr=0.5))
+    with pytest.raises(RunError, match=r"seed0.json: was made with train.lr=0.001, now it is 0.5"):
+        compare.run(study(other, copied, seeds=2, match="flops"), str)
+    (copied / "cells/kunlun/seed0.json").unlink()
+    with pytest.raises(RunError, match=r"kunlun/seed0: was made with train.lr=0.001"):
+        compare.run(study(other, copied, seeds=1, match="flops"), str)
+
+
+def test_other_data_are_refused(copied, config) -> None:
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    line["data"]["rows"]["train"] += 1
+    file.write_text(json.dumps(line))
+    with pytest.raises(RunError, match=r"dcnv2/seed0.json: its data differ in rows"):
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+
+
+def test_a_torn_line_is_named(copied, config) -> None:
+    file = copied / "cells/dcnv2/seed0.json"
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(RunError, match=r"dcnv2/seed0.json: not a cell of a comparison; delete it"):
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+
+
+def test_a_run_that_diverges_is_a_line_too(config, tmp_path, monkeypatch) -> None:
+    real = cells.train
+
+    def train(config, **keys):
+        if config.model["name"] == "dcnv2":
+            raise NonFiniteError(step=3, module="loss", batch_file=None)
+        return real(config, **keys)
+
+    monkeypatch.setattr(cells, "train", train)
+    report = compare.run(study(config, tmp_path), str)
+    assert "step 3: loss is not finite" in report["models"][1]["failed"][0]
+    assert report["models"][1]["tasks"] == {}
+    assert "dcnv2 diverged: step 3" in text(report)
+    assert page(report)
+    monkeypatch.setattr(cells, "train", None)  # nor is it run again
+    assert compare.run(study(config, tmp_path), str) == report
+
+
+def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    swapped = compare.prepare(
+        config,
+        list(reversed(study(config, copied, match="flops").variants)),
+        seeds=2,
+        out=copied,
+    )
+    first, other = compare.run(swapped, str)["models"]
+    assert (first["name"], first["against_first"]) == ("dcnv2", {})
+    assert other["against_first"]["click"]["ne"]["difference"] == pytest.approx(
+        other["tasks"]["click"]["ne"]["mean"] - first["tasks"]["click"]["ne"]["mean"]
+    )
+
+
+def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        compare, "seconds_per_sample", lambda config, section, dataset: section["dim"] / 16
+    )
+    found = study(config, tmp_path, match="time")
+    assert found.variants[1].model["dim"] == 16  # as narrow as kunlun
+    assert found.match == {"what": "time", "budget": 1.0, "tolerance": 0.10}
+    monkeypatch.setattr(compare, "seconds_per_sample", None)
+    again = study(config, tmp_path, match="time")
+    assert (again.variants, again.match) == (found.variants, found.match)
+
+
+def test_training_steps_are_timed(config) -> None:
+    from kunlun.scaling.timing import seconds_per_sample
+    from kunlun.training import source
+
+    dataset = source.open_data(config.data)
+    small = seconds_per_sample(config, {"name": "dcnv2", "dim": 8}, dataset)
+    large = seconds_per_sample(config, {"name": "dcnv2", "dim": 128}, dataset)
+    assert 0 < small < large
+
+
+def difference(value: float, half: float) -> dict[str, float]:
+    return {"difference": value, "low": value - half, "high": value + half}
+
+
+def test_one_seed_has_the_noise_of_rows_alone() -> None:
+    assert compare.combine([difference(0.2, 0.1)]) == {
+        "difference": 0.2, "low": pytest.approx(0.1), "high": pytest.approx(0.3), "seeds": 1,
+    }  # fmt: skip
+
+
+def test_seeds_add_their_own_noise() -> None:
+    found = compare.combine([difference(v, 0.3) for v in (1.0, 2.0, 3.0)])
+    # Student's t with two degrees of freedom, from tables: 4.303
+    half = math.sqrt(0.3**2 + (4.303 * 1.0 / math.sqrt(3)) ** 2)
+    assert found["difference"] == 2.0
+    assert found["high"] - 2.0 == pytest.approx(half)
+    assert 2.0 - found["low"] == pytest.approx(half)
+
+
+def test_undefined_stays_undefined() -> None:
+    nothing = dict.fromkeys(("difference", "low", "high"))
+    assert compare.combine([nothing]) is None
+    assert compare.combine([nothing, difference(1.0, 0.5)])["seeds"] == 1
+    assert compare.spread([None, None]) == {"mean": None, "sd": None, "n": 0}
+    assert compare.spread([1.0, None, 3.0])["mean"] == 2.0
