@@ -16,6 +16,11 @@ from kunlun.ops.time_buckets import time_buckets
 AGE_BUCKETS = 64  # two an octave of seconds
 
 
+def add_ages(s: Jagged, age: Tensor, table: Tensor) -> Jagged:
+    """s [L, d] plus the row of table [AGE_BUCKETS, d] for every event's age [L]."""
+    return s.with_values(s.values + table.index_select(0, time_buckets(age, AGE_BUCKETS)))
+
+
 class MergedHistory(nn.Module):
     """One sequence a row, oldest first; every event knows its type and, if asked for, its age.
 
@@ -42,8 +47,7 @@ class MergedHistory(nn.Module):
             return Jagged(nothing, offsets, self.max_len), nothing.new_zeros(0)
         s, age = newest(*merge_by_time(events, self.kind), self.max_len)
         if self.age is not None:
-            index = time_buckets(age, AGE_BUCKETS)
-            s = s.with_values(s.values + self.age.index_select(0, index))
+            s = add_ages(s, age, self.age)
         return expand({"merged": (s, age)}, request)["merged"]
 
     def lengths(self, lengths: dict[str, Tensor], n: int) -> Tensor:
@@ -77,4 +81,5 @@ class Appended:
 
     def rows_of(self, joined: Tensor) -> Tensor:
         """[L + n * N, ...] -> the appended rows, [n, N, ...]."""
-        return joined.index_select(0, self.rows).unflatten(0, (-1, self.count))
+        rows = joined.index_select(0, self.rows)
+        return rows.view(-1, self.count, *rows.shape[1:])

@@ -135,7 +135,7 @@ def newest_rows(s: Jagged, count: int) -> Tensor:
     row = stop - 1 - torch.arange(count, device=stop.device)
     padded = torch.cat([s.values, s.values.new_zeros(1, s.values.shape[1])])
     index = torch.where(row >= start, row, s.values.shape[0])
-    return padded.index_select(0, index.flatten()).unflatten(0, (-1, count))
+    return padded.index_select(0, index.flatten()).view(-1, count, padded.shape[1])
 
 
 def max_of_rows(s: Jagged) -> Tensor:

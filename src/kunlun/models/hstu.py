@@ -1,0 +1,145 @@
+"""HSTU (arXiv 2402.17152): a stack of gated layers without softmax over one causal sequence.
+
+    S            = x_1 + type_1 .. x_T + type_T, c      c = W_c [candidate's tokens] + its type
+    U, V, Q, K   = split(SiLU(Norm(S) W))
+    A            = SiLU(Q K^T / sqrt(d_h) + rab(position, time)) / N,  causal
+    S'           = S + W_o (Norm(A V) * U)
+    logit        = MLP([tokens | Norm(S^(L) of c)])
+
+It knows one sequence: event types are merged by time. Shapes: B rows, N context tokens, D their
+width, L packed events with a candidate behind each sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kunlun.config import Config, at_least_one
+from kunlun.errors import ConfigError
+from kunlun.features.embedding import TABLE_STD
+from kunlun.features.schema import Schema
+from kunlun.layers.norm import layer_norm
+from kunlun.models.events import Events, level
+from kunlun.models.merge import Appended, MergedHistory
+from kunlun.models.ranker import Backbone, Ranker, Row, candidate_tokens, size
+from kunlun.ops import hstu_attention
+from kunlun.ops.flops import window_pairs
+from kunlun.ops.jagged import Jagged
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSTUConfig(Config):
+    """Scales by `layers`, `dim`, and `history`."""
+
+    dim: int = 64
+    layers: int = 3
+    heads: int = 4
+    history: int | None = None  # newest events of all types read; None: all that the data give
+    window: int | None = None  # events a row looks back; None: all
+    positions: int = 128  # buckets of rab; what is further apart shares the last
+    times: int = 64  # buckets of rab, two for every doubling from a second on
+    head_hidden: int = 128
+
+    def __post_init__(self) -> None:
+        at_least_one("", dim=self.dim, layers=self.layers, heads=self.heads, history=self.history)
+        at_least_one("", window=self.window, positions=self.positions, times=self.times)
+        at_least_one("", head_hidden=self.head_hidden)
+        if self.dim % self.heads:
+            raise ConfigError(f"model: {self.heads} heads do not divide dim ({self.dim})")
+
+
+class HSTULayer(nn.Module):
+    """S + W_o (Norm(A V) * U), see the top of the file: [L, D] -> [L, D].
+
+    FLOPs: 10 L D^2, and 4 D for each pair of rows that meet.
+    """
+
+    def __init__(self, config: HSTUConfig, longest: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.heads, self.window, self.longest = config.heads, config.window, longest
+        self.uvqk = nn.Linear(dim, 4 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.position = nn.Parameter(torch.randn(config.positions) * TABLE_STD)
+        self.time = nn.Parameter(torch.randn(config.times) * TABLE_STD)
+        nn.init.normal_(self.uvqk.weight, std=dim**-0.5)
+        nn.init.normal_(self.out.weight, std=dim**-0.5)
+
+    def forward(self, s: Jagged, age: Tensor) -> Jagged:
+        """s [L, D], age [L] seconds -> Jagged [L, D]."""
+        length, dim = s.values.shape
+        parts = F.silu(self.uvqk(layer_norm(s.values)))
+        u, v, q, k = parts.view(length, 4, self.heads, dim // self.heads).unbind(1)
+        y = hstu_attention(
+            q, k, v, s.offsets, age, self.position, self.time,
+            window=self.window, out_scale=1 / self.longest,
+        )  # fmt: skip
+        # eps for what A V is before the division by N: a short history would drown in it
+        y = F.layer_norm(y.flatten(1), (dim,), eps=NORM_EPS / self.longest**2)
+        return s.with_values(s.values + self.out(y * u.flatten(1)))
+
+    def flops(self, lengths: Tensor) -> int:
+        """Forward FLOPs for sequences of these lengths, int64 [n]."""
+        dim = self.out.in_features
+        reach = self.longest if self.window is None else self.window
+        pairs = sum(window_pairs(length, reach, causal=True) for length in lengths.tolist())
+        return 10 * int(lengths.sum()) * dim * dim + 4 * dim * pairs
+
+
+class HSTUBackbone(Backbone):
+    """tokens [B, N, D], events -> [B, N + 1, D]: context, and the candidate having read history."""
+
+    candidate: Tensor  # int64, the candidate's places among the tokens
+
+    def __init__(
+        self, config: HSTUConfig, caps: dict[str, int], fields: int, candidate: list[int]
+    ) -> None:
+        super().__init__()
+        self.register_buffer("candidate", torch.tensor(candidate), persistent=False)
+        self.candidate_map = nn.Linear(len(candidate) * config.dim, config.dim, bias=False)
+        self.kind = nn.Parameter(torch.randn(config.dim) * TABLE_STD)
+        self.history = MergedHistory(caps, config.dim, config.history, ages=False)
+        longest = self.history.max_len + 1
+        self.layers = nn.ModuleList(HSTULayer(config, longest) for _ in range(config.layers))
+        self.tokens, self.width = fields + 1, config.dim
+
+    def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
+        """See the class."""
+        s, age = self.history(tokens, events, request)
+        c = self.candidate_map(tokens.index_select(1, self.candidate).flatten(1)) + self.kind
+        layout = Appended(s, 1)
+        age = layout.join(age, age.new_zeros(s.n, 1))
+        values = layout.join(s.values, c.unsqueeze(1).to(s.values.dtype))
+        s = Jagged(values, layout.offsets, layout.max_len)
+        for layer in self.layers:
+            s = layer(s, age)
+        return torch.cat([level(tokens), layer_norm(layout.rows_of(s.values))], dim=1)
+
+    def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
+        """See Backbone."""
+        merged = self.history.lengths(lengths, n) + 1
+        return [
+            Row("candidate", size(self.candidate_map), 2.0 * size(self.candidate_map)),
+            Row("types", size(self.history) + self.kind.numel(), 0.0),
+            *(
+                Row(f"layer{i}", size(layer), layer.flops(merged) / n)
+                for i, layer in enumerate(self.layers)
+                if isinstance(layer, HSTULayer)
+            ),
+        ]
+
+
+class HSTU(Ranker):
+    """Batch -> logits float32 [B, tasks]."""
+
+    def __init__(self, schema: Schema, config: HSTUConfig) -> None:
+        super().__init__(schema, config, config.dim)
+        caps = {kind: event.max_len for kind, event in schema.events.items()}
+        fields = self.embedding.fields
+        self.add(HSTUBackbone(config, caps, len(fields), candidate_tokens(fields)))
