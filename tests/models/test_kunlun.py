@@ -76,6 +76,15 @@ def test_every_switch_trains_and_counts(name: str) -> None:
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
+def test_a_model_is_built_and_run_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = Kunlun(make_schema(), parse(KunlunConfig, {"dim": 16, "tower": TOWER}, "test"))
+    logits = model(make_batch(make_schema(), LENGTHS, 5).to("meta"))
+    assert (logits.device.type, tuple(logits.shape)) == ("meta", (5, 2))
+    logits.sum().backward()
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
 def test_even_layers_are_global_and_odd_ones_local() -> None:
     model, _ = make(layers=5)
     for i, layer in enumerate(model.backbone.layers):

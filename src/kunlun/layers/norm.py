@@ -15,8 +15,13 @@ __all__ = ["add_rms_norm", "layer_norm", "product_dtype", "rms_norm"]
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which a matrix product takes x here: autocast's, or its own."""
+    """The dtype in which a matrix product takes x here: autocast's, or its own.
+
+    Autocast leaves float64 alone, and asking about a device it does not know (meta) raises.
+    """
     kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind):
+        return x.dtype
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
