@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from kunlun.bench import clock, modules, padded_model
+from kunlun.bench import clock, modules, padded_model, tables
 from kunlun.bench.batches import make_batch, make_schema
 from kunlun.bench.model import SETTINGS, Setting, bench_model, compare
 from kunlun.bench.ops import WrongResultError
 from kunlun.bench.padded_model import PaddedKunlun
 from kunlun.errors import ConfigError
 from kunlun.models import io
+from kunlun.ops import native
 from kunlun.ops.jagged import Jagged
 from kunlun.training.config import load_run_config
 
@@ -46,6 +47,19 @@ def test_report(precision: str) -> None:
     pairs = {(s["of"], s["over"]) for s in setting["speed_ups"]}
     assert ("portable", "padded") in pairs
     assert len(pairs) == len(rows) * (len(rows) - 1) // 2
+
+
+def test_without_the_library_native_is_a_row_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "load", lambda: native.Loaded(None, "not built here"))
+    report = bench()
+    ways = report["settings"][0]["ways"]
+    assert ways[0] == {"way": "native", "skipped": "not built here"}
+    assert [row["way"] for row in ways[1:]] == ["portable", "padded"]
+    lines = tables.model_table(report).splitlines()
+    assert any("| native | not built here | - |" in line for line in lines)
+    assert len({line.count("|") for line in lines[:5]}) == 1
 
 
 @pytest.mark.parametrize("broken", ["run_ffn", "run_window", "run_pooling"])

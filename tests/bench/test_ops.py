@@ -213,6 +213,28 @@ def test_table_has_a_line_a_case(report: dict[str, Any]) -> None:
     assert len({line.count("|") for line in lines[: 2 + len(report["cases"])]}) == 1
 
 
+def test_table_names_the_roof_of_each_figure() -> None:
+    def figures(share: float, roof: str) -> dict[str, Any]:
+        return {"ms": 1.0, "gflops": 1.0, "gemm_share": 0.1, "roof_share": share, "roof": roof}
+
+    way = {"way": "native", "peak_mb": None, "forward": figures(0.53, "memory")}
+    case = {"operator": "gdpa", "shape": "A", "dtype": "bfloat16", "forward_flops": 1.0}
+    report: dict[str, Any] = {
+        "cases": [{**case, "both_least_mb": 1.0, "ways": [way]}],
+        "exponents": [],
+        "threads": [],
+        "conditions": {
+            **{"cpu": "", "device": "cpu", "threads": 1, "packages": {"torch": ""}, "native": ""},
+            **{"clock": "cpu", "load": 1, "load_after": 1},
+            "allocator": {"keeps_freed_memory": True},
+        },
+    }
+    way["both"] = figures(0.32, "compute")
+    assert "| 53% memory / 32% compute |" in tables.ops_table(report)
+    way["both"] = figures(0.32, "memory")
+    assert "| 53% / 32% (memory) |" in tables.ops_table(report)
+
+
 def test_report_file_round_trip(tmp_path: Any, report: dict[str, Any]) -> None:
     file = tmp_path / "new" / "ops.json"
     write_report(rounded(report), file)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kunlun.bench import clock, shapes
 from kunlun.bench import model as bench_model
@@ -60,6 +61,14 @@ def test_model_writes_json_and_prints_table(kunlun, tmp_path: Path) -> None:
     table = kunlun("bench", "model", "--table", "model.json")
     assert table.code == 0
     assert table.out.strip() in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_cuda_that_is_not_here_is_one_line(kunlun) -> None:
+    code, out, err = kunlun(*OPS, "--device", "cuda")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "--device cuda, but this torch sees no CUDA device" in err
 
 
 @pytest.mark.parametrize(

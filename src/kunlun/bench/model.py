@@ -96,7 +96,8 @@ def bench_model(
     """The report, ready for JSON (docs/benchmarks.md says what each key means).
 
     precision: fp32 or bf16; None is the preset's. Raises ConfigError for an unknown preset or
-    setting, BackendError without the native library, WrongResultError before anything is timed.
+    setting, WrongResultError before anything is timed. Without the native library the way native
+    has a row with the reason instead of figures.
     """
     for name in settings:
         if name not in SETTINGS:
@@ -128,7 +129,8 @@ def _measure(
     training = Training(
         model, batch, Optimizers(model, config.train), config.train.precision == "bf16"
     )
-    ways = [way for way in WAYS if way != "native" or native.load().library is not None]
+    loaded = native.load()
+    ways = [way for way in WAYS if way != "native" or loaded.library is not None]
     errors = _verify(training, make_batch(schema, min(8, setting.rows), *setting[1:], seed=1), ways)
     say(f"{name}: {len(ways)} ways agree within {max(errors.values()):.0e}")
     training.step("portable")  # makes the state of the optimizers, which is no way's
@@ -177,7 +179,7 @@ def _measure(
         "events": events,
         "padded_rows": sum(longest) * setting.rows,
         "load": clock.load(),
-        "ways": rows,
+        "ways": rows if "native" in ways else [{"way": "native", "skipped": loaded.reason}, *rows],
         "speed_ups": [
             compare(rows[i], rows[j]) for j in range(len(rows)) for i in range(j + 1, len(rows))
         ],

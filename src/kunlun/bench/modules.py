@@ -115,7 +115,7 @@ class _Stopwatch(TorchDispatchMode):
 
 
 def operator_shares(step: Callable[[], object], clock: Callable[[], float]) -> dict[str, float]:
-    """Registered operator -> its share of one step. sum_kron is torch's matmul and has no name."""
+    """Registered operator -> its share of one step."""
     start = clock()
     with _Stopwatch(clock) as watch:
         step()

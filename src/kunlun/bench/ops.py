@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kunlun.bench import cases, clock
 from kunlun.bench.shapes import DEFAULT, SHAPES, SWEEP, swept
-from kunlun.errors import ConfigError, NumericsError
+from kunlun.errors import BackendError, ConfigError, NumericsError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest value
@@ -45,13 +45,17 @@ def bench_ops(
 
     budget: seconds a run is repeated for, beyond its first 3 repeats. sweep: rows of a sequence,
     for the exponent of time in length; () leaves it out. Raises ConfigError for an unknown name,
-    WrongResultError before anything of a case is timed.
+    BackendError for a device that is not here, WrongResultError before anything of a case is timed.
     """
     _known("operator", only, cases.OPERATORS)
     _known("shape", shapes, tuple(SHAPES))
     _known("dtype", dtypes, tuple(DTYPES))
     _known("way", ways, cases.WAYS)
     where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            "bench ops: --device cuda, but this torch sees no CUDA device; kunlun doctor says why"
+        )
     with clock.threads(threads):
         report: dict[str, Any] = {"conditions": clock.conditions(where)}
         report["conditions"]["memory"] = (

@@ -36,12 +36,19 @@ def ops_table(
             f"{first['ms']:.1f} / {both['ms']:.1f}",
             f"{first['gflops']:.0f} / {both['gflops']:.0f}" if counted else "-",
             f"{first['gemm_share']:.0%} / {both['gemm_share']:.0%}" if counted else "-",
-            f"{first['roof_share']:.0%} / {both['roof_share']:.0%} ({both['roof']})",
+            _roofs(first, both),
             f"{peak} ({case['both_least_mb']:.0f})",
             *(_ratios(own, ways.get(name)) for name in OTHERS),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", " ".join(_notes(report))])
+
+
+def _roofs(first: dict[str, Any], both: dict[str, Any]) -> str:
+    """Shares of the lower roof; a forward and a backward may be bound by different ones."""
+    if first["roof"] == both["roof"]:
+        return f"{first['roof_share']:.0%} / {both['roof_share']:.0%} ({both['roof']})"
+    return " / ".join(f"{x['roof_share']:.0%} {x['roof']}" for x in (first, both))
 
 
 def _ratios(own: dict[str, Any], other: dict[str, Any] | None) -> str:
@@ -66,11 +73,17 @@ def model_table(report: dict[str, Any]) -> str:
         over = {s["of"]: s for s in setting["speed_ups"] if s["over"] == "padded"}
         for row in setting["ways"]:
             gain = over.get(row["way"])
+            histories = (
+                f"{setting['setting']}: {setting['rows']} rows, mean {setting['mean']}, "
+                f"up to {setting['longest']}"
+            )
+            if "skipped" in row:
+                cells = [histories, setting["precision"], row["way"], row["skipped"], *["-"] * 5]
+                lines.append(f"| {' | '.join(cells)} |")
+                continue
             peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
             cells = [
-                f"{setting['setting']}: {setting['rows']} rows, mean {setting['mean']}, "
-                f"up to {setting['longest']}",
-                *(setting["precision"], row["way"], f"{row['samples_per_s']:.1f}"),
+                *(histories, setting["precision"], row["way"], f"{row['samples_per_s']:.1f}"),
                 *(f"{row['step_ms']:.0f}", peak),
                 *(["-"] * 3 if gain is None else _gain(gain)),
             ]
