@@ -12,6 +12,7 @@ from kunlun.features.batch import Batch, Jagged
 from kunlun.models import MODELS, io
 from kunlun.models.flops import count, lengths_of
 from kunlun.models.head import multi_task_loss
+from tests.models.flat import Flat, flat_inputs
 from tests.models.samples import make_batch, make_schema
 
 LENGTHS = {"click": [3, 0, 12, 1, 7], "view": [0, 0, 5, 12, 1]}
@@ -156,46 +157,22 @@ def test_head_starts_at_the_base_rates(model: torch.nn.Module) -> None:
     torch.testing.assert_close(rates, torch.tensor([[0.25, 0.9]]).expand(5, 2))
 
 
-class Flat(torch.nn.Module):
-    """The backbone with plain tensors as inputs, as exporters want it."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.kinds = model.backbone, list(model.schema.events)
-        self.caps = {k: e.max_len for k, e in model.schema.events.items()}
-
-    def forward(self, tokens, values, offsets, ages):
-        layouts = zip(self.kinds, values, offsets, ages, strict=True)
-        return self.backbone(tokens, {k: (Jagged(v, o, self.caps[k]), a) for k, v, o, a in layouts})
-
-
-def _inputs(model: torch.nn.Module, batch: Batch) -> tuple:
-    tokens, events = model.embedding(batch)
-    parts = list(events.values())
-    return (
-        tokens.detach(),
-        [s.values.detach() for s, _ in parts],
-        [s.offsets for s, _ in parts],
-        [age for _, age in parts],
-    )
-
-
 def test_backbone_compiles_whole_and_takes_other_shapes(model: torch.nn.Module) -> None:
     flat = Flat(model)
     compiled = torch.compile(flat, fullgraph=True, dynamic=True, backend="eager")
     for lengths in (LENGTHS, {"click": [0, 4, 9], "view": [12, 0, 3]}):
-        inputs = _inputs(model, _batch(model, lengths))
+        inputs = flat_inputs(model, _batch(model, lengths))
         torch.testing.assert_close(compiled(*inputs), flat(*inputs), atol=1e-5, rtol=0)
 
 
 def test_backbone_exports_with_any_number_of_rows_and_events(model: torch.nn.Module) -> None:
     flat, any_size = Flat(model), torch.export.Dim.DYNAMIC
-    inputs = _inputs(model, _batch(model))
+    inputs = flat_inputs(model, _batch(model))
     kinds = len(flat.kinds)
     dynamic = ({0: any_size}, *([{0: any_size}] * kinds for _ in range(3)))
     program = torch.export.export(flat, inputs, dynamic_shapes=dynamic).module()
     for lengths in (LENGTHS, {"click": [0, 4, 9], "view": [12, 0, 3]}):
-        inputs = _inputs(model, _batch(model, lengths))
+        inputs = flat_inputs(model, _batch(model, lengths))
         torch.testing.assert_close(program(*inputs), flat(*inputs), atol=1e-5, rtol=0)
 
 

@@ -48,7 +48,7 @@ def _size(n: int, config: WukongConfig) -> int:
 
 
 @pytest.mark.parametrize("attentive", [None, 2], ids=["optimized", "attentive"])
-@pytest.mark.parametrize("n_linear", [3, 5], ids=["mapped_residual", "plain_residual"])
+@pytest.mark.parametrize("n_linear", [3, 5], ids=["plain_residual", "mapped_residual"])
 def test_wukong_against_equations(attentive: int | None, n_linear: int) -> None:
     schema = make_schema()
     config = WukongConfig(
