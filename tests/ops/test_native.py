@@ -270,3 +270,16 @@ def test_a_library_of_other_sources_is_not_loaded(
     assert "is built from other sources; " in native.load.__wrapped__().reason
     monkeypatch.setattr(build, "stale", lambda: False)
     assert native.load.__wrapped__().reason.startswith("the native library does not load: ")
+
+
+def test_nothing_but_the_interface_is_exported() -> None:
+    found = subprocess.run(
+        ["nm", "-D", "--defined-only", str(build.LIBRARY)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        pytest.skip("no nm that reads this library")
+    names = [line.split()[-1] for line in found.stdout.splitlines()]
+    assert [name for name in names if not name.startswith("kunlun_")] == []

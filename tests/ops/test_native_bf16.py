@@ -225,11 +225,19 @@ print(native.load().reason)
     assert done.stdout.strip() in [f"compiled for {isa}" for isa in native.ISAS if isa != "amx"]
 
 
-def test_build_asks_the_compiler_what_it_knows() -> None:
+def test_build_asks_compiler_and_assembler_what_they_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = build.compiler()
-    assert build._knows(command, ("-O2",))
-    assert not build._knows(command, ("-mno-such-instructions",))
-    assert not build._knows(["no-such-compiler"], ())
+    monkeypatch.setitem(build.X86_BF16, "amx", ())
+    monkeypatch.setitem(build._PROBES, "amx", "nop")
+    assert build._knows(command, "amx", tmp_path)
+    monkeypatch.setitem(build._PROBES, "amx", "no_such_instruction")  # the assembler's part
+    assert not build._knows(command, "amx", tmp_path)
+    monkeypatch.setitem(build._PROBES, "amx", "nop")
+    monkeypatch.setitem(build.X86_BF16, "amx", ("-mno-such-instructions",))
+    assert not build._knows(command, "amx", tmp_path)
+    assert not build._knows(["no-such-compiler"], "amx", tmp_path)
 
 
 @pytest.mark.slow

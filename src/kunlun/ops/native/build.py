@@ -22,15 +22,19 @@ LIBRARY = SOURCES / "libkunlun.so"
 # -ffast-math would make the whole process flush small numbers to zero, from loading on.
 FLAGS = (
     *("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", "-ffp-contract=fast"),
-    *("-fno-exceptions", "-fno-rtti"),
+    *("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden"),
 )
 _AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2")
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")
 _VECTORS = (*_AVX2, *_AVX512, "-mprefer-vector-width=512")
 X86 = {"avx512": _VECTORS, "avx2": _AVX2}
-# Of these only what takes bfloat16; left out where the compiler is too old for them.
+# Of these only what takes bfloat16; left out where the compiler or its assembler is too old.
 _BF16 = ("-mavx512bf16",)
 X86_BF16 = {"avx512_bf16": _BF16, "amx": (*_BF16, "-mamx-tile", "-mamx-bf16")}
+_PROBES = {
+    "avx512_bf16": "vdpbf16ps %zmm0, %zmm0, %zmm0",
+    "amx": "tdpbf16ps %tmm0, %tmm1, %tmm2",
+}
 
 
 class BuildError(Exception):
@@ -65,11 +69,11 @@ def build(library: Path = LIBRARY) -> None:
     command = [*compiler(), *FLAGS]
     kinds: dict[str, tuple[str, ...]] = {"baseline": ()}
     bf16: dict[str, tuple[str, ...]] = {}
-    if platform.machine() in ("x86_64", "AMD64"):
-        kinds |= X86
-        bf16 = {kind: flags for kind, flags in X86_BF16.items() if _knows(command, flags)}
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         out = Path(folder)
+        if platform.machine() in ("x86_64", "AMD64"):
+            kinds |= X86
+            bf16 = {k: flags for k, flags in X86_BF16.items() if _knows(command, k, out)}
         jobs: list[list[str | Path]] = [
             [*command, f"-DKUNLUN_ISA={kind}", *flags, "-c", "kernels.cpp", "-o", out / f"{kind}.o"]
             for kind, flags in kinds.items()
@@ -86,9 +90,11 @@ def build(library: Path = LIBRARY) -> None:
         os.replace(out / "linked.so", library)
 
 
-def _knows(command: list[str], flags: tuple[str, ...]) -> bool:
-    """Whether the compiler takes these flags."""
-    words = [*command, *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+def _knows(command: list[str], kind: str, folder: Path) -> bool:
+    """Whether compiler and assembler take the flags and the instructions of X86_BF16[kind]."""
+    probe = folder / "probe.cpp"
+    probe.write_text(f'void f() {{ asm("{_PROBES[kind]}"); }}\n')
+    words = [*command, *X86_BF16[kind], "-c", str(probe), "-o", str(folder / "probe.out")]
     try:
         return subprocess.run(words, capture_output=True, check=False).returncode == 0
     except OSError:

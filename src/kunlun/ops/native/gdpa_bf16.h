@@ -265,7 +265,8 @@ struct GdpaBf16 {
     if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<GdpaBf16, &GdpaBf16::backward> : call<GdpaBf16, &GdpaBf16::forward>;
-    return run_items(context.work.count * a->kv_heads, a->threads, body, &context) ? kDone : kNoMemory;
+    const int64_t items = context.work.count * a->kv_heads;
+    return run_items(items, a->threads, body, &context) ? kDone : kNoMemory;
   }
 };
 

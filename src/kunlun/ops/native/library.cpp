@@ -30,6 +30,7 @@ struct Scratch {
 thread_local Scratch t_scratch, t_shared;
 
 float* grow(Scratch& scratch, int64_t n) {
+  if (n < 1) n = 1;  // nothing is needed, which is not the same as no memory
   if (n > scratch.size) {
     free(scratch.data);
     scratch.size = (n + 1023) / 1024 * 1024;
@@ -148,6 +149,7 @@ static int best_avx512() {
 }
 #endif
 
+#pragma GCC visibility push(default)  // the rest is hidden, see build.py
 extern "C" {
 
 // Which sources this was built from; build.py looks for it in the file.
@@ -216,3 +218,4 @@ int kunlun_rotary_forward(int isa, const RotaryArgs* a) { return kernels(isa).ro
 int kunlun_rotary_backward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_backward(a); }
 int kunlun_gelu(int isa, const EachArgs* a) { return kernels(isa).gelu(a); }
 }
+#pragma GCC visibility pop

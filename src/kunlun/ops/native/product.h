@@ -82,7 +82,7 @@ class Ahead {
     lines_ += rows * ((width * size + kLine - 1) / kLine);
   }
   // From now on; to be done after `times` calls of ask.
-  void spread(long times) { portion_ = (lines_ + times - 1) / times; }
+  void spread(long times) { portion_ = times > 0 ? (lines_ + times - 1) / times : 0; }
   void ask() {
     for (long left = portion_; left > 0 && current_ < count_; left--) {
       Area& area = areas_[current_];

@@ -44,7 +44,8 @@ struct SeedAttention {
   }
 
   bool forward(int64_t index) const {
-    const long sample = work.data[index / a.heads].sample, head = index % a.heads, size = padded(a.width);
+    const long sample = work.data[index / a.heads].sample, head = index % a.heads;
+    const long size = padded(a.width);
     const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
     T* out = at(a.out, sample * a.seeds, head);
     float* lse = a.lse + sample * a.seeds * a.heads + head;
@@ -81,7 +82,8 @@ struct SeedAttention {
     const long slice = index / a.heads, head = index % a.heads, size = padded(a.width);
     float* dq = partial + (slice * a.heads + head) * rows();
     const long first = a.samples * slice / slices(), last = a.samples * (slice + 1) / slices();
-    float* k = scratch(4 * kSeedKeys * size + 2 * kSeedKeys * kSeeds + 2 * lanes() + panels() + rows());
+    float* k = scratch(4 * kSeedKeys * size + 2 * kSeedKeys * kSeeds + 2 * lanes() + panels() +
+                       rows());
     if (!k) return false;
     float *v = k + kSeedKeys * size, *dk = v + kSeedKeys * size, *dv = dk + kSeedKeys * size;
     float *s = dv + kSeedKeys * size, *ds = s + kSeedKeys * kSeeds, *lse = ds + kSeedKeys * kSeeds;
