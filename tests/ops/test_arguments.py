@@ -40,6 +40,24 @@ def s(q: Tensor = X, k: Tensor = X, v: Tensor = X, a: Tensor = O, **kw) -> Tenso
 REFUSED: list[tuple[Callable[[], Tensor], str]] = [
     (lambda: g(q=X[0]), r"^q: expected \[L, H, D\], got shape \[2, 6\]$"),
     (lambda: g(q=X.long()), r"^q: expected a floating-point dtype, got torch.int64$"),
+    (
+        lambda: g(X[:, :0], X[:, :0], X[:, :0]),
+        r"^q: expected \[L, H, D\] with H at least 1, got shape \[4, 0, 6\]$",
+    ),
+    (
+        lambda: g(X[..., :0], X[..., :0], X[..., :0]),
+        r"^q: expected \[L, H, D\] with D at least 1, got shape \[4, 2, 0\]$",
+    ),
+    (
+        lambda: g(k=X[:, :0], v=X[:, :0]),
+        r"^k: expected \[L, H, D\] with H at least 1, got shape \[4, 0, 6\]$",
+    ),
+    (lambda: w(X[..., :0], X[..., :0], X[..., :0]), r"^q: .* with D at least 1, got shape "),
+    (lambda: s(X[:, :0], X[:, :0], X[:, :0]), r"^seeds: .* with H at least 1, got shape "),
+    (
+        lambda: s(q=X[:0]),
+        r"^seeds: expected \[S, H, D\] with S at least 1, got shape \[0, 2, 6\]$",
+    ),
     (lambda: g(k=X[0]), r"^k: expected \[L, H, D\]"),
     (lambda: g(v=X[:3]), r"^v: shape \[3, 2, 6\] differs from k's \[4, 2, 6\]$"),
     (lambda: g(q=X[..., :5]), r"^k: width 6 differs from q's 5$"),
@@ -67,6 +85,11 @@ REFUSED: list[tuple[Callable[[], Tensor], str]] = [
     (lambda: sum_kron(X, X, X), r"^w: mixes 2 columns, but x has 6$"),
     (lambda: sum_kron(X, X, X[:3].mT), r"^w: 3 terms, but z has 4$"),
     (lambda: rotary(X[..., :5], X[:, 0, :2]), r"^x: width 5 is odd; rotation needs pairs$"),
+    (
+        lambda: rotary(X[..., :0], X[:, 0, :0]),
+        r"^x: expected \[L, H, D\] with D at least 1, got shape \[4, 2, 0\]$",
+    ),
+    (lambda: rotary(X[:, :0], X[:, 0, :3]), r"^x: .* with H at least 1, got shape \[4, 0, 6\]$"),
     (lambda: rotary(X, X[:, 0, :3].to("meta")), r"^angle: on meta, but x is on cpu$"),
     (lambda: rotary(X, X[:, 0]), r"^angle: expected \[4, 3\], got shape \[4, 6\]$"),
 ]

@@ -14,9 +14,15 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_rows(name: str, x: Tensor, layout: str = "L, H, D") -> None:
-    """x is a floating-point tensor with as many axes as `layout` has letters."""
-    if x.dim() != len(layout.split(",")):
+    """x is a floating-point tensor with the axes of `layout`, heads H and channels D not empty."""
+    axes = layout.split(", ")
+    if x.dim() != len(axes):
         raise ShapeError(f"{name}: expected [{layout}], got shape {list(x.shape)}")
+    for axis, size in zip(axes, x.shape, strict=True):
+        if axis in ("H", "D") and size == 0:
+            raise ShapeError(
+                f"{name}: expected [{layout}] with {axis} at least 1, got shape {list(x.shape)}"
+            )
     if x.dtype not in FLOATS:
         raise ShapeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
 
@@ -37,7 +43,7 @@ def check_kv(k: Tensor, v: Tensor, heads: int, width: int, owner: str) -> None:
         raise ShapeError(f"v: shape {list(v.shape)} differs from k's {list(k.shape)}")
     if k.shape[2] != width:
         raise ShapeError(f"k: width {k.shape[2]} differs from {owner}'s {width}")
-    if k.shape[1] == 0 or heads % k.shape[1]:
+    if heads % k.shape[1]:
         raise ShapeError(f"k: {heads} heads of {owner} are no multiple of its {k.shape[1]} heads")
 
 

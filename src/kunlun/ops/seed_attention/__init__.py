@@ -31,7 +31,7 @@ def seed_attention(
     result row. A sequence's result does not depend on its neighbours in the batch, bit for bit.
 
     Args:
-        seeds: [S, H, D] queries; float32, bfloat16, float16 or float64, any strides.
+        seeds: [S, H, D] queries, at least one; float32, bfloat16, float16 or float64, any strides.
         k: [L, H, D] packed keys.
         v: [L, H, D] packed values.
         offsets: int32 or int64 [n + 1]; sequence i is k[offsets[i]:offsets[i + 1]].
@@ -54,6 +54,10 @@ def seed_attention(
         tensor([2., 0., 5.])
     """
     check_rows("seeds", seeds, "S, H, D")
+    if seeds.shape[0] == 0:
+        raise ShapeError(
+            f"seeds: expected [S, H, D] with S at least 1, got shape {list(seeds.shape)}"
+        )
     check_kv(k, v, seeds.shape[1], seeds.shape[2], "seeds")
     check_like("k", k, "seeds", seeds)
     check_like("v", v, "seeds", seeds)
