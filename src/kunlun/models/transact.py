@@ -90,7 +90,7 @@ class TransActBackbone(Backbone):
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
         s, _ = self.history(tokens, events, request)
-        c = self.candidate_map(tokens.index_select(1, self.candidate).flatten(1)).float()
+        c = self.candidate_map(tokens.index_select(1, self.candidate).flatten(1)).to(tokens.dtype)
         out = self._beside(s, c) if self.beside else self._behind(s, c)
         out = out.flatten(1).unflatten(1, (-1, self.width))
         return torch.cat([level(tokens), out], dim=1)
