@@ -10,6 +10,8 @@ from kunlun.models.dlrm import DLRM, DLRMConfig
 from kunlun.models.hstu import HSTU, HSTUConfig
 from kunlun.models.interformer import InterFormer, InterFormerConfig
 from kunlun.models.kunlun import Kunlun, KunlunConfig
+from kunlun.models.onetrans import OneTrans, OneTransConfig
+from kunlun.models.rankmixer import RankMixer, RankMixerConfig
 from kunlun.models.transact import BST, BSTConfig, TransAct, TransActConfig
 from kunlun.models.wukong import Wukong, WukongConfig
 
@@ -23,4 +25,6 @@ MODELS: dict[str, tuple[type[Any], type[nn.Module]]] = {
     "transact": (TransActConfig, TransAct),
     "bst": (BSTConfig, BST),
     "hstu": (HSTUConfig, HSTU),
+    "rankmixer": (RankMixerConfig, RankMixer),
+    "onetrans": (OneTransConfig, OneTrans),
 }
