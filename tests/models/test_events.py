@@ -1,0 +1,26 @@
+"""Event histories, rearranged."""
+
+from __future__ import annotations
+
+import torch
+
+from kunlun.models.events import mean_of_events, merge_by_time
+from kunlun.ops.jagged import Jagged
+
+
+def test_events_of_all_types_are_merged_oldest_first() -> None:
+    """Three sequences, the second without any event; at equal times the earlier type is first."""
+    a = Jagged(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 2, 2, 3]), 5)
+    b = Jagged(torch.tensor([[7.0], [8.0], [9.0]]), torch.tensor([0, 2, 2, 3]), 4)
+    ages = torch.tensor([30.0, 10.0, 4.0]), torch.tensor([20.0, 10.0, 6.0])
+    kinds = torch.tensor([[0.0], [0.5]])
+    merged, age = merge_by_time({"a": (a, ages[0]), "b": (b, ages[1])}, kinds)
+    assert merged.values.flatten().tolist() == [1, 7.5, 2, 8.5, 9.5, 3]
+    assert age.tolist() == [30, 20, 10, 10, 6, 4]
+    assert merged.offsets.tolist() == [0, 4, 4, 6]
+    assert merged.max_len == 9
+
+
+def test_the_mean_of_no_events_is_zero() -> None:
+    s = Jagged(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0, 2, 2]), 5)
+    assert mean_of_events(s).tolist() == [[2, 4], [0, 0]]
