@@ -93,27 +93,53 @@ def test_a_mistake_is_one_line(line: str, message: str, kunlun, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def _allocator(tunables: str) -> dict[str, Any]:
-    """What a process of the command line measures about its allocator."""
-    code = (
-        "import contextlib, json; from kunlun.cli import main\n"
-        "with contextlib.suppress(SystemExit):\n"
-        "    main(['--version'])\n"
-        "from kunlun.bench import clock; print(json.dumps(clock.allocator()))"
-    )
-    environment = {**os.environ, "GLIBC_TUNABLES": tunables}
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+MAIN = """
+import contextlib
+from kunlun.cli import main
+with contextlib.suppress(SystemExit):
+    main(["--version"])
+"""
+MEASURE = """
+import json, resource, torch
+from kunlun.bench import clock
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+for _ in range(50):
+    torch.ones(1_000_000)
+print(json.dumps({"of_4_MB": faults() - before, **clock.allocator()}))
+"""
+TENSOR = 4_000_000 // 4096  # page faults of a tensor in new pages
+AS_BY_DEFAULT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}
+glibc_alone = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc alone"
+)
+
+
+def _allocator(code: str, tuning: dict[str, str]) -> dict[str, Any]:
+    """What a process measures about its allocator."""
+    plain = {n: v for n, v in os.environ.items() if not n.startswith(("MALLOC_", "GLIBC_"))}
+    line = [sys.executable, "-c", code + MEASURE]
+    done = subprocess.run(line, env=plain | tuning, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="glibc alone")
+@glibc_alone
 @pytest.mark.parametrize(
-    ("tunables", "keeps"), [("", True), ("glibc.malloc.mmap_max=65536", False)]
+    ("tuning", "keeps"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)]
 )
-def test_freed_memory_is_kept_unless_the_user_tuned_malloc(tunables: str, keeps: bool) -> None:
-    assert _allocator(tunables)["keeps_freed_memory"] is keeps
+def test_freed_memory_is_kept_unless_the_user_tuned_malloc(
+    tuning: dict[str, str], keeps: bool
+) -> None:
+    assert _allocator(MAIN, tuning)["keeps_freed_memory"] is keeps
+
+
+@glibc_alone
+def test_the_way_back_to_the_default_faults_as_an_untouched_process() -> None:
+    ours, untouched = _allocator(MAIN, AS_BY_DEFAULT), _allocator("", {})
+    assert ours["keeps_freed_memory"] is untouched["keeps_freed_memory"] is False
+    assert ours["of_4_MB"] == pytest.approx(untouched["of_4_MB"], abs=8 * TENSOR)  # of 50
 
 
 @pytest.mark.parametrize("error", [OSError, TypeError, AttributeError])

@@ -61,9 +61,11 @@ def keep_freed_memory() -> bool:
 
     By default every tensor over 32 MiB is new pages, and touching these is up to a tenth of a
     training step on CPU (docs/benchmarks.md). Other C libraries are left as they are, and so is one
-    that the user tuned: GLIBC_TUNABLES=glibc.malloc.mmap_max=65536 keeps the default.
+    that the user tuned, by GLIBC_TUNABLES or a MALLOC_..._ variable.
+    GLIBC_TUNABLES=glibc.malloc.tcache_count=7 changes nothing and so keeps the default; setting a
+    threshold to its default value would not, for then glibc stops adapting it.
     """
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    if _malloc_is_tuned():
         return False
     try:
         libc = ctypes.CDLL(None)
@@ -72,6 +74,11 @@ def keep_freed_memory() -> bool:
     except (OSError, TypeError, AttributeError):
         return False
     return done == [1, 1]
+
+
+def _malloc_is_tuned() -> bool:
+    older = any(name.startswith("MALLOC_") and name.endswith("_") for name in os.environ)
+    return older or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
