@@ -59,7 +59,8 @@ def _gelu_approx(x: Tensor) -> Tensor:
 
 def _gelu_approx_inner(x: Tensor) -> tuple[Tensor, Tensor]:
     # _C * (1 + _A x^2), and the sigmoid of x times it. Torch's fused tanh-GELU is twice as slow.
-    slope = (x * x).mul_(_C * _A).add_(_C)
+    # Finite even where x^2 is not: the slope meets a zero there.
+    slope = (x * x).mul_(_C * _A).add_(_C).clamp_(max=1e30)
     return slope, (slope * x).sigmoid_()
 
 

@@ -47,12 +47,14 @@ def check_kv(k: Tensor, v: Tensor, heads: int, width: int, owner: str) -> None:
         raise ShapeError(f"k: {heads} heads of {owner} are no multiple of its {k.shape[1]} heads")
 
 
-def check_offsets(name: str, offsets: Tensor) -> None:
-    """What can be seen without reading values: an int32 or int64 vector of at least one."""
+def check_offsets(name: str, offsets: Tensor, rows_name: str, rows: Tensor) -> None:
+    """What can be seen without reading values: int32 or int64 [n + 1] on the device of `rows`."""
     if offsets.dim() != 1 or offsets.shape[0] < 1:
         raise ShapeError(f"{name}: expected [n + 1], got shape {list(offsets.shape)}")
     if offsets.dtype not in (torch.int32, torch.int64):
         raise ShapeError(f"{name}: expected int32 or int64, got {offsets.dtype}")
+    if offsets.device != rows.device:
+        raise ShapeError(f"{name}: on {offsets.device}, but {rows_name} is on {rows.device}")
 
 
 def read_offsets(name: str, offsets: Tensor, rows: int) -> tuple[int, ...]:

@@ -67,8 +67,8 @@ def gdpa(
     check_kv(k, v, q.shape[1], q.shape[2], "q")
     check_like("k", k, "q", q)
     check_like("v", v, "q", q)
-    check_offsets("q_offsets", q_offsets)
-    check_offsets("kv_offsets", kv_offsets)
+    check_offsets("q_offsets", q_offsets, "q", q)
+    check_offsets("kv_offsets", kv_offsets, "k", k)
     if q_offsets.shape[0] != kv_offsets.shape[0]:
         raise ShapeError(
             f"kv_offsets: {kv_offsets.shape[0] - 1} samples, but q_offsets has "

@@ -34,7 +34,8 @@ def gdpa_op(
     if runs == "triton":
         from kunlun.ops.gdpa import kernels
 
-        return kernels.forward(q, k, v, q_offsets, kv_offsets, names, scale, out_scale)
+        with torch.cuda.device_of(q):  # where Triton launches
+            return kernels.forward(q, k, v, q_offsets, kv_offsets, names, scale, out_scale)
     rows = read_offsets("q_offsets", q_offsets, q.shape[0])
     keys = read_offsets("kv_offsets", kv_offsets, k.shape[0])
     return portable.forward(q, k, v, rows, keys, names, scale, out_scale)
@@ -62,7 +63,8 @@ def gdpa_backward_op(
     if runs == "triton":
         from kunlun.ops.gdpa import kernels
 
-        return kernels.backward(grad, q, k, v, q_offsets, kv_offsets, names, scale, out_scale)
+        with torch.cuda.device_of(q):  # where Triton launches
+            return kernels.backward(grad, q, k, v, q_offsets, kv_offsets, names, scale, out_scale)
     rows = read_offsets("q_offsets", q_offsets, q.shape[0])
     keys = read_offsets("kv_offsets", kv_offsets, k.shape[0])
     return portable.backward(grad, q, k, v, rows, keys, names, scale, out_scale)

@@ -77,7 +77,7 @@ def hstu_attention(
     check_like("v", v, "q", q)
     if k.shape != q.shape:
         raise ShapeError(f"k: shape {list(k.shape)} differs from q's {list(q.shape)}")
-    check_offsets("offsets", offsets)
+    check_offsets("offsets", offsets, "q", q)
     if time.shape != q.shape[:1]:
         raise ShapeError(f"time: expected [{q.shape[0]}], got shape {list(time.shape)}")
     if time.dtype not in (torch.float32, torch.float64):

@@ -36,7 +36,8 @@ def seed_attention(
         v: [L, H, D] packed values.
         offsets: int32 or int64 [n + 1]; sequence i is k[offsets[i]:offsets[i + 1]].
         scale: multiplies the scores; None is 1 / sqrt(D).
-        backend: force one; None lets kunlun.ops.choose decide.
+        backend: force one; None lets kunlun.ops.choose decide. On a GPU the triton kernels do not
+            wait for the offsets' values, so these are not checked there.
 
     Returns: [n, S, H, D] in k's dtype, computed in float32 (float64 for float64); an empty
         sequence gives zeros and passes no gradient.
@@ -63,7 +64,7 @@ def seed_attention(
     check_like("v", v, "seeds", seeds)
     if k.shape[1] != seeds.shape[1]:
         raise ShapeError(f"k: {k.shape[1]} heads, but seeds has {seeds.shape[1]}")
-    check_offsets("offsets", offsets)
+    check_offsets("offsets", offsets, "k", k)
     width = k.shape[2]
     choose("seed_attention", device=k.device, dtype=k.dtype, width=width, backend=backend)
     scale = 1 / math.sqrt(seeds.shape[2]) if scale is None else scale

@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 import torch
 
-OPERATORS = ("gdpa", "window_attention", "seed_attention")
+# Bytes of shared memory that a program of the largest shipped tile takes, as compiled for sm_90.
+SHARED_MEMORY = {
+    "gdpa": 224 * 1024,
+    "window_attention": 128 * 1024,
+    "seed_attention": 137 * 1024,
+}
+OPERATORS = tuple(SHARED_MEMORY)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_WIDTH = 128  # channels a head; wider tiles do not fit the registers
 OLDEST = (3, 6)
@@ -37,7 +43,7 @@ def why_not(
         return f"the triton kernels take heads of {MAX_WIDTH} channels at most, not {width}"
     if device.type == "cpu":
         return None
-    why: str | None = _why_not_installed() or _why_not_gpu(device.index)
+    why: str | None = _why_not_installed() or _why_not_gpu(device.index, SHARED_MEMORY[operator])
     return why
 
 
@@ -70,6 +76,8 @@ def _installed() -> _Installed:
         version = str(importlib.import_module("triton").__version__)
     except ImportError as error:
         return _Installed("", f"triton is not installed ({error})")
+    except Exception as error:  # of a broken installation
+        return _Installed("", f"triton cannot be imported ({type(error).__name__}: {error})")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         needed = ".".join(map(str, OLDEST))
         return _Installed(version, f"the kernels need triton {needed} or newer, not {version}")
@@ -82,7 +90,7 @@ def _why_not_installed() -> str | None:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _why_not_gpu(index: int | None) -> str | None:
+def _why_not_gpu(index: int | None, shared: int) -> str | None:
     if torch.version.hip is not None:
         return "the triton kernels are written for NVIDIA GPUs"
     if not torch.cuda.is_available():
@@ -91,4 +99,11 @@ def _why_not_gpu(index: int | None) -> str | None:
     if capability < OLDEST_GPU:
         have, need = (".".join(map(str, c)) for c in (capability, OLDEST_GPU))
         return f"the triton kernels need compute capability {need} and this GPU has {have}"
+    where = torch.cuda.current_device() if index is None else index
+    available = int(torch.cuda.get_device_properties(where).shared_memory_per_block_optin)
+    if available < shared:
+        return (
+            f"the triton tiles need {shared // 1024} KB of shared memory and this GPU has "
+            f"{available // 1024} KB"
+        )
     return None

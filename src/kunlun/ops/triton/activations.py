@@ -116,7 +116,7 @@ def activate_both(x, ACT: tl.constexpr):
             # Saturated gates make this product 0 before the cubic's slope grows large.
             rest = y * (1.0 - gate)
             if (ACT == GELU_APPROX) | (ACT == FAST_GELU):
-                rest *= _C + 3.0 * _C * _A * x * x
+                rest *= _C + 3.0 * _C * _A * tl.minimum(x * x, 1e30)  # finite: 0 * inf is NaN
             slope = gate + rest
     return y, slope
 

@@ -42,7 +42,9 @@ def window_attention(
         window: 0 or more; row i reads rows i - window to i + window of its own sequence.
         causal: only rows up to i.
         scale: multiplies the scores; None is 1 / sqrt(D).
-        backend: force one; None lets kunlun.ops.choose decide.
+        backend: force one; None lets kunlun.ops.choose decide. On a GPU the triton kernels do not
+            wait for the offsets' values, so these are not checked there, and take a score of 1e30
+            or more in size for one outside the band.
 
     Returns: [L, H, D] in q's dtype, computed in float32 (float64 for float64).
 
@@ -63,7 +65,7 @@ def window_attention(
     check_like("v", v, "q", q)
     if k.shape[0] != q.shape[0]:
         raise ShapeError(f"k: {k.shape[0]} rows, but q has {q.shape[0]}")
-    check_offsets("offsets", offsets)
+    check_offsets("offsets", offsets, "q", q)
     if window < 0:
         raise ShapeError(f"window: {window} is negative; 0 is a row alone")
     width = q.shape[2]
