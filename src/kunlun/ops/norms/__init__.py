@@ -96,7 +96,7 @@ def _normalize(name: str, x: Tensor, dtype: torch.dtype | None, backend: str | N
         raise ShapeError(f"dtype: expected a floating-point dtype, got {dtype}")
     centered = name == "layer_norm"
     if not _native(name, x, dtype, backend):
-        return portable.normalize(x, centered).to(dtype)
+        return portable.normalize(x, centered, dtype)
     out: Tensor = row_norm_op(_rows(x), centered, dtype, backend or "")[0]
     return out.view(x.shape)
 

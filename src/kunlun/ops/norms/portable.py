@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,16 +11,17 @@ from kunlun.ops.tiles import compute_dtype
 EPS = 1e-5
 
 
-def normalize(x: Tensor, centered: bool) -> Tensor:
-    """[..., D] in x's dtype, differentiable."""
+def normalize(x: Tensor, centered: bool, dtype: torch.dtype) -> Tensor:
+    """[..., D] in `dtype`, differentiable; rounded once."""
     norm = F.layer_norm if centered else F.rms_norm
-    return norm(x, x.shape[-1:], eps=EPS)
+    wide = torch.promote_types(x.dtype, dtype)
+    return norm(x.to(wide), x.shape[-1:], eps=EPS).to(dtype)
 
 
 def add_rms_norm(s: Tensor, u: Tensor, y: Tensor) -> Tensor:
     """[..., D] in s's dtype, differentiable."""
     total = u.to(compute_dtype(u.dtype)) + y
-    return (s + normalize(total, centered=False)).to(s.dtype)
+    return (s + normalize(total, centered=False, dtype=total.dtype)).to(s.dtype)
 
 
 def forward(x: Tensor, centered: bool) -> tuple[Tensor, Tensor]:
