@@ -29,8 +29,8 @@ class TransformerLayer(nn.Module):
     def forward(self, s: Jagged) -> Jagged:
         """See the class."""
         length, dim = s.values.shape
-        qkv = self.qkv(s.values).view(length, 3, self.heads, dim // self.heads)
-        y = window_attention(*qkv.unbind(1), s.offsets, window=s.max_len)
+        q, k, v = self.qkv(s.values).view(length, 3, self.heads, dim // self.heads).unbind(1)
+        y = window_attention(q, k, v, s.offsets, window=s.max_len)
         x: Tensor = self.norm1(s.values + self.out(y.reshape(length, dim)))
         return s.with_values(self.norm2(x + self.down(F.relu(self.up(x)))))
 
