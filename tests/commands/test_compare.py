@@ -35,7 +35,7 @@ def test_two_models_from_plan_to_page(kunlun, data: str, tmp_path: Path) -> None
     assert "Difference from kunlun" in result.out
     out = tmp_path / "runs/demo-compare"
     assert {f.name for f in out.iterdir()} == {
-        "cells", "compare.json", "compare.md", "compare.html",
+        "cells", "compare.json", "compare.md", "compare.html", "speed.json",
     }  # fmt: skip
     report = json.loads(kunlun(*line, *budget, "--json").out)
     assert report == json.loads((out / "compare.json").read_text())

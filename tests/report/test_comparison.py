@@ -28,7 +28,9 @@ def model(name: str, ne: float, flops: float, **changes: Any) -> dict[str, Any]:
     found = {
         "name": name, "model": "kunlun", "changed": {"model.dim": 48}, "params": 12345,
         "dense_params": 2345, "flops_per_sample": flops, "tasks": {"click": task, "buy": task},
-        "samples_per_s": spread(1000.0), "mfu": spread(0.2), "peak_memory": spread(2.0**30),
+        "step_samples_per_s": spread(1100.0), "step_mfu": spread(0.25),
+        "times_first": spread(1.1, 0.01), "samples_per_s": spread(1000.0),
+        "mfu": spread(0.2), "peak_memory": spread(2.0**30),
         "seconds": spread(5.0), "against_first": {}, "failed": [],
         "curves": [{"seed": seed, "points": points} for seed in (0, 1)],
     }  # fmt: skip
@@ -55,7 +57,7 @@ def report() -> dict[str, Any]:
         "machine": {"cpu": "a CPU", "device": "cpu", "threads": 1, "packages": {"torch": "2"}},
         "models": [
             model("kunlun", 0.9, 1e6),
-            model("din", 0.92, 2e6, against_first=against, samples_per_s=spread(1500.0)),
+            model("din", 0.92, 2e6, against_first=against, step_mfu=spread(0.22)),
             model("hstu", 0.9, 3e6, tasks={}, curves=[], failed=["step 3: loss is not finite"],
                   **{key: spread(None, None) for key in ("samples_per_s", "mfu", "seconds")}),
         ],
@@ -67,17 +69,17 @@ def test_numbers_carry_their_noise(report) -> None:
     expected = ["kunlun", "click", "0.9000 ± 0.0010", "0.7000 ± 0.0010", "-"]
     assert quality.rows[0][:5] == expected
     assert cost.rows[0] == [
-        "kunlun", "12,345", "2,345", "1.00 M", "1,000 ± 0", "20.0 ± 0.1 %", "1.00 ± 0.00 GiB",
-        "5 ± 0",
+        "kunlun", "12,345", "2,345", "1.00 M", "1,100 ± 0", "25.0 ± 0.1 %", "1,000 ± 0",
+        "20.0 ± 0.1 %", "1.00 ± 0.00 GiB", "5 ± 0",
     ]  # fmt: skip
     assert against.rows[0] == [
         "din", "click", "+0.02000", "+0.01000 to +0.03000", "worse", "+0.01000",
-        "+0.00800 to +0.01200", "better", "x 2.00", "x 1.50", "+0.0 points",
+        "+0.00800 to +0.01200", "better", "x 2.00", "x 1.100 ± 0.010", "-3.0 points",
     ]  # fmt: skip
     buy = next(row for row in against.rows if row[:2] == ["din", "buy"])
     assert buy[4:8] == ["within noise", "-", "-", "-"]
     hstu = next(row for row in against.rows if row[0] == "hstu")
-    assert hstu[2:] == ["-"] * 6 + ["x 3.00", "-", "-"]
+    assert hstu[2:] == ["-"] * 6 + ["x 3.00", "x 1.100 ± 0.010", "+0.0 points"]
 
 
 def test_notes_say_what_was_left_out(report) -> None:

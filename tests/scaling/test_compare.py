@@ -41,6 +41,12 @@ def copied(finished, tmp_path):
     return tmp_path / "out"
 
 
+@pytest.fixture(autouse=True)
+def _steps_not_timed(monkeypatch):
+    """Only the module's study times its models."""
+    monkeypatch.setattr(compare, "speeds", lambda configs, dataset: [[0.001]] * len(configs))
+
+
 def test_cells_are_ordinary_runs_with_a_line_each(finished) -> None:
     out, report, said = finished
     assert said == [
@@ -83,6 +89,9 @@ def test_report_holds_means_deviations_and_differences(finished) -> None:
         ne = other["tasks"][task]["ne"]
         assert ne["mean"] == pytest.approx(sum(values) / 2)
         assert ne["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+        assert first["times_first"] == {"mean": 1.0, "sd": 0.0, "n": 3}
+        assert other["times_first"]["mean"] > 0
+        assert 0 < other["step_mfu"]["mean"] < 1
         found = other["against_first"][task]["ne"]
         expected = ne["mean"] - first["tasks"][task]["ne"]["mean"]
         assert found["difference"] == pytest.approx(expected)
@@ -102,6 +111,7 @@ def test_report_is_written_as_table_and_page(finished) -> None:
 
 def test_finished_cells_are_not_run_again(finished, copied, config, monkeypatch) -> None:
     monkeypatch.setattr(cells, "train", None)
+    monkeypatch.setattr(compare, "speeds", None)
     said: list[str] = []
     again = compare.run(study(config, copied, seeds=2, match="flops"), said.append)
     assert again == finished[1]

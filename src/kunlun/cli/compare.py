@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -19,7 +20,10 @@ from kunlun.cli.group import json_option, overrides_argument, print_json, verb
 )
 @click.argument("preset", metavar="PRESET-or-FILE")
 @overrides_argument
-@click.option("--models", help="Names, ablations or .yaml files, by commas; the first is the one.")
+@click.option(
+    "--models",
+    help="Names, ablations or .yaml files, by commas; the others are held against the first.",
+)
 @click.option("--ablations", is_flag=True, help="Kunlun as configured against each part changed.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
@@ -93,10 +97,15 @@ def command(
         return
     rows = [
         [p["name"], f"{p['params']:,}", f"{p['dense_params']:,}", scaled(p["flops_per_sample"]),
-         " ".join(f"{key}={value}" for key, value in p["changed"].items()) or "-"]
+         " ".join(_line(*entry) for entry in p["changed"].items()) or "-"]
         for p in plan
     ]  # fmt: skip
     click.echo(table(("model", "parameters", "without tables", "FLOPs/sample", "changed"), rows))
     click.echo(f"{len(plan)} models x {seeds} seeds, to {study.out}/cells")
     for name, why in left_out.items():
         click.echo(f"left out: {name} ({why})")
+
+
+def _line(key: str, value: object) -> str:
+    """A key as an override takes it."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"

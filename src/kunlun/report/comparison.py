@@ -31,12 +31,13 @@ def tables(report: dict[str, Any]) -> list[Table]:
             ],
         ),
         Table(
-            "Cost",
-            ["model", "parameters", "without tables", "FLOPs/sample", "samples/s", "MFU",
-             "peak memory", "seconds"],
+            "Cost; of single steps, measured side by side, and of the training runs",
+            ["model", "parameters", "without tables", "FLOPs/sample", "steps: samples/s", "MFU",
+             "runs: samples/s", "MFU", "peak memory", "seconds"],
             [
                 [m["name"], f"{m['params']:,}", f"{m['dense_params']:,}",
-                 scaled(m["flops_per_sample"]), _spread(m["samples_per_s"], 0),
+                 scaled(m["flops_per_sample"]), _spread(m["step_samples_per_s"], 0),
+                 _spread(m["step_mfu"], 1, 100, " %"), _spread(m["samples_per_s"], 0),
                  _spread(m["mfu"], 1, 100, " %"), _spread(m["peak_memory"], 2, 2**-30, " GiB"),
                  _spread(m["seconds"], 0)]
                 for m in models
@@ -170,10 +171,9 @@ def _against(first: dict[str, Any], model: dict[str, Any], task: str) -> list[st
     for metric, sign in (("ne", -1), ("auc", 1)):
         row += _difference(found.get(metric), sign)
     row.append(f"x {model['flops_per_sample'] / max(first['flops_per_sample'], 1):.2f}")
-    speeds = [m["samples_per_s"]["mean"] for m in (first, model)]
-    row.append("-" if None in speeds else f"x {speeds[1] / speeds[0]:.2f}")
-    mfu = [m["mfu"]["mean"] for m in (first, model)]
-    row.append("-" if None in mfu else f"{(mfu[1] - mfu[0]) * 100:+.1f} points")
+    row.append(f"x {_spread(model['times_first'], 3)}")
+    mfu = [m["step_mfu"]["mean"] for m in (first, model)]
+    row.append(f"{(mfu[1] - mfu[0]) * 100:+.1f} points")
     return row
 
 

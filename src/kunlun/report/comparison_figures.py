@@ -39,9 +39,10 @@ def draw_curves(report: dict[str, Any]) -> str:
             axes.set_xlabel(label)
             axes.grid(True, which="both", color="#e5e5e5")
             axes.set_axisbelow(True)
-        row[0].set_xscale("log")
-        row[1].set_xscale("log")
-        _few_labels(row[0], [m["flops_per_sample"] for m in report["models"]])
+        models = report["models"]
+        points = [p for m in models for curve in m["curves"] for p in curve["points"]]
+        _compute_axis(row[0], [m["flops_per_sample"] for m in models])
+        _compute_axis(row[1], [p["flops"] for p in points])
     if handles:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center",
@@ -94,18 +95,17 @@ def _curves(
     return handles
 
 
-def _few_labels(axes: Any, values: list[float]) -> None:
-    """A logarithmic axis of less than a decade needs other labels than powers of ten."""
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+def _compute_axis(axes: Any, values: list[float]) -> None:
+    """Logarithmic, or linear where less than a decade would leave no power of ten to label."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    low, high = min(values), max(values)
-    if low <= 0 or high / low > 8:
-        return
-    axes.set_xscale("linear")
-    axes.set_xlim(low * 0.9, high * 1.1)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
-    axes.locator_params(axis="x", nbins=5)
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if low > 0 and high / low > 8:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(low * 0.9, high * 1.1 or 1.0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter())
 
 
 def _figure(width: float, height: float) -> Any:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from kunlun.report.comparison import markdown, page
 from kunlun.scaling import cell as cells
 from kunlun.scaling.cell import Cell
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
-from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample
+from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample, speeds
 from kunlun.scaling.variants import Variant
 from kunlun.training import environment, source
 from kunlun.training.config import RunConfig
@@ -170,6 +172,7 @@ def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"[{place}/{len(lines)}] {cell.label}: finished before")
         first = next(row[0] for row in grid if cell in row)
         differences[cell] = None if cell is first else cells.against(first, cell, line)
+    steps = _step_speeds(study)
     report = {
         "config": study.config.to_dict(),
         "data": source.fingerprint(study.dataset)["rows"],
@@ -179,15 +182,43 @@ def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
         "left_out": study.left_out,
         "machine": environment.describe(environment.pick_device(study.config.train.device)),
         "models": [
-            {**about, **summarise([lines[c] for c in own], [differences[c] for c in own])}
-            for about, own in zip(study.plan(), zip(*grid, strict=True), strict=True)
+            {**about, **summarise([lines[c] for c in own], [differences[c] for c in own]), **speed}
+            for about, own, speed in zip(study.plan(), zip(*grid, strict=True), steps, strict=True)
         ],
     }
-    study.out.mkdir(parents=True, exist_ok=True)
     write_json(study.out / "compare.json", report)
     (study.out / "compare.md").write_text(markdown(report))
     study.page.write_text(page(report))
     return report
+
+
+def _step_speeds(study: Study) -> list[dict[str, Any]]:
+    """How fast each variant steps, measured side by side; kept in OUT/speed.json, like the cells.
+
+    step_samples_per_s, step_mfu, and times_first: how many times as fast as the first.
+    """
+    runs = [v.run_config(study.config, study.seeds[0]) for v in study.variants]
+    asked = [run.to_dict() for run in runs]
+    file = study.out / "speed.json"
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        if kept["asked"] == asked:
+            return list(kept["speeds"])
+    device = environment.pick_device(study.config.train.device)
+    dtype = torch.bfloat16 if study.config.train.precision == "bf16" else torch.float32
+    peak = environment.peak_flops(device, dtype)
+    measured = speeds(runs, study.dataset)
+    found = [
+        {
+            "step_samples_per_s": spread([1 / s for s in seconds]),
+            "step_mfu": spread([3 * cost.flops / s / peak for s in seconds]),
+            "times_first": spread([f / s for f, s in zip(measured[0], seconds, strict=True)]),
+        }
+        for seconds, cost in zip(measured, study.costs, strict=True)
+    ]
+    study.out.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"asked": asked, "machine": environment.describe(device), "speeds": found})
+    return found
 
 
 def summarise(

@@ -1,10 +1,11 @@
-"""How fast a model trains, from a few steps."""
+"""How fast models train, from a few steps each."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,24 @@ from kunlun.training.optim import Optimizers
 
 TIME_TOLERANCE = 0.10  # two measurements of one model on a quiet machine differ by a few percent
 WARM_UP, STEPS = 2, 7
+ROUNDS = 3
+
+
+def speeds(configs: Sequence[RunConfig], dataset: Any) -> list[list[float]]:
+    """Seconds per sample of every run, one number a round; each round steps through all of them, so
+    that a slow minute of the machine meets them alike."""
+    rounds = [[seconds_per_sample(c, c.model, dataset) for c in configs] for _ in range(ROUNDS)]
+    return [list(each) for each in zip(*rounds, strict=True)]
 
 
 def seconds_per_sample(config: RunConfig, section: dict[str, Any], dataset: Any) -> float:
-    """Median seconds of a training step on the data's own batches, loading not counted."""
+    """Median seconds of a training step on the data's own batches, loading not counted.
+
+    With one CPU thread, seconds of its own work: those in which others had the core do not count.
+    """
     settings = config.train
     device = environment.pick_device(settings.device)
+    clock = _clock(device)
     with torch.random.fork_rng(devices=[]):
         model = build(dataset.schema, section, config.name).to(device).train()
     optimizers = Optimizers(model, settings)
@@ -32,7 +45,7 @@ def seconds_per_sample(config: RunConfig, section: dict[str, Any], dataset: Any)
     for batch in itertools.islice(itertools.cycle(loader), WARM_UP + STEPS):
         batch = environment.to_device(batch, device)
         environment.wait(device)
-        started = time.perf_counter()
+        started = clock()
         optimizers.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             logits = model(batch)
@@ -41,5 +54,10 @@ def seconds_per_sample(config: RunConfig, section: dict[str, Any], dataset: Any)
         optimizers.clip()
         optimizers.step(1.0)
         environment.wait(device)
-        found.append((time.perf_counter() - started) / len(batch))
+        found.append((clock() - started) / len(batch))
     return statistics.median(found[WARM_UP:])
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
