@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kunlun.errors import BackendError
+from kunlun.errors import BackendError, ShapeError
 from kunlun.ops import gelu_approx, native
 from kunlun.ops.gelu.op import gelu_approx_backward_op, gelu_approx_op
 from tests.ops.helpers import (
@@ -82,6 +82,12 @@ def test_gelu_takes_strided_inputs(backend: str) -> None:
     want = gradients(partial(gelu_approx, backend=backend), [x.contiguous()])
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+def test_gelu_refuses_integers(backend: str | None) -> None:
+    with pytest.raises(ShapeError, match=r"^x: expected a floating-point dtype, got torch.int64$"):
+        gelu_approx(torch.arange(3), backend=backend)
 
 
 def test_gelu_opcheck_and_refusal() -> None:

@@ -13,6 +13,7 @@ from kunlun.ops import (
     add_rms_norm,
     flops,
     gdpa,
+    gelu_approx,
     layer_norm,
     mix_rows,
     native,
@@ -183,7 +184,7 @@ def run_rows(x: Tensor, angle: Tensor, z: Tensor, w: Tensor, backend: str | None
     """Every row-wise operator on x [L, 3, 2, 8], angle [L, 4], z [2, 3], w [1, 8, 4]."""
     q, k, v = rotary_split(layer_norm(x, backend=backend), angle, turned=2, backend=backend)
     v = rotary(rms_norm(v, backend=backend), angle, backend=backend)
-    y = add_rms_norm(q, k, v, backend=backend)
+    y = gelu_approx(add_rms_norm(q, k, v, backend=backend), backend=backend)
     return sum_kron(mix_rows(y, z), z.T[None], w)
 
 
