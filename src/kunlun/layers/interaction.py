@@ -154,7 +154,7 @@ class GlobalInteraction(nn.Module):
         if len(self.experts) == 1:
             only: Tensor = self.experts[0](x)
             return only
-        # index_select: its gradient is a sum of rows, that of x[:, order] an atomic scatter
+        # index_select: its gradient on CPU is a sum of rows, that of x[:, order] an atomic scatter
         parts = x.index_select(1, self.order).split(self.shares, dim=1)
         outs = [expert(part) for expert, part in zip(self.experts, parts, strict=True)]
         return torch.cat(outs, dim=1).index_select(1, self.back)

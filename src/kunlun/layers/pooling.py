@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kunlun.config import Config, at_least_one
@@ -88,7 +89,9 @@ class SeedPooling(nn.Module):
         width = dim // self.heads
         kv = self.key_value(layer_norm(s.values)).view(length, 2, self.heads, width)
         k, v = kv.unbind(1) if angle is None else rotary_split(kv, angle, turned=1)
-        q = self.query(layer_norm(self.seeds)).view(-1, self.heads, width).to(k.dtype)
+        # A small tensor of a fixed shape: torch's own norm costs less than a call of our operator.
+        seeds = F.layer_norm(self.seeds, self.seeds.shape[1:])
+        q = self.query(seeds).view(-1, self.heads, width).to(k.dtype)
         pooled = seed_attention(q, k, v, s.offsets)
         y: Tensor = self.compress(pooled.flatten(2))
         return y + self.default

@@ -1,4 +1,8 @@
-"""Norms of rows without learned scale, and the residual sum that ends GDPA's sandwich."""
+"""Norms of rows without learned scale, and the residual sum that ends GDPA's sandwich.
+
+Small inputs go the same way as large ones, although torch's own functions take less time there:
+the two round differently, so a row's bits would depend on how many rows stand beside it.
+"""
 
 from __future__ import annotations
 
