@@ -84,26 +84,36 @@ def test_rotary_split_without_a_gradient_for_angles_or_for_one_part(backend: str
     assert torch.equal(dx[:, 2], torch.ones(5, 2, 8))
 
 
-@needs_native
-def test_large_angles_are_turned_exactly() -> None:
-    far = torch.tensor([1e3, 16384.0, -3e5, 2.0**27, 2.0**28, -1e12, 1e30, 0.0])
-    x = torch.tensor([1.0, 0.0]).repeat(8, 1)[:, None]
-    got = rotary(x, far[:, None], backend="native")
-    want = torch.stack([far.double().cos(), far.double().sin()], dim=1)[:, None]
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-7)
-    lost = torch.tensor([float("nan"), float("inf"), 1.0])[:, None]
-    assert rotary(x[:3], lost, backend="native")[:, 0, 0].isnan().tolist() == [True, True, False]
-
-
-@needs_native
-@pytest.mark.parametrize("isa", native.ISAS)
-def test_every_instruction_set_turns(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native library with one instruction set; skips where the machine has it not."""
     library = native.load().library
     assert library is not None
     if native.ISAS.index(isa) > library.isa:
         pytest.skip(f"this machine has no {isa}")
     chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
     monkeypatch.setattr(native, "load", lambda: chosen)
+
+
+each_isa = pytest.mark.parametrize("isa", native.ISAS)
+
+
+@needs_native
+@each_isa
+def test_large_angles_are_turned_exactly(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(isa, monkeypatch)
+    far = torch.tensor([1e3, 16384.0, -3e5, 2.0**27, 2.0**28, -1e12, 1e30, 0.0])
+    x = torch.tensor([1.0, 0.0]).repeat(8, 1)[:, None]
+    got = rotary(x, far[:, None], backend="native")
+    want = torch.stack([far.double().cos(), far.double().sin()], dim=1)[:, None]
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-7)
+    lost = torch.tensor([float("nan"), float("inf"), 1.0])[:, None]
+    assert rotary(x[:3], lost, backend="native")[:, 0, 0].isnan().tolist() == [True, True, False]
+
+
+@needs_native
+@each_isa
+def test_every_instruction_set_turns(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(isa, monkeypatch)
     for dim in (2, 8, 24, 64):
         inputs = [normal(70, 3, 2, dim), normal(70, dim // 2, seed=1) * 10]
         got = gradients(partial(split, turned=2, backend="native"), inputs)
