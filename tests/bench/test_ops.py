@@ -169,6 +169,16 @@ def test_least_bytes_are_those_of_the_docstrings(operator: str) -> None:
     assert case.cost(torch.float32).bytes[0] == 4 * (q + 2 * kv + out) * h * d
 
 
+@pytest.mark.parametrize(
+    ("operator", "forward", "both"),
+    [("layer_norm", 2, 5), ("add_rms_norm", 4, 8), ("gelu_approx", 2, 5)],
+)
+def test_least_bytes_of_row_wise_operators(operator: str, forward: int, both: int) -> None:
+    case = cases.make(operator, TINY, CPU, truth=False)
+    once = 4 * sum(case.lengths) * TINY.heads * TINY.dim
+    assert case.cost(torch.float32) == ((0, 0), (forward * once, both * once))
+
+
 def test_exponent_is_the_slope_above_the_shortest() -> None:
     way = {"way": "native"}
     sweep = [

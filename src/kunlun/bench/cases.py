@@ -18,19 +18,40 @@ from kunlun.bench import plain
 from kunlun.bench.backends import forced
 from kunlun.bench.shapes import Shape, lengths_of
 from kunlun.errors import BackendError
-from kunlun.ops import flops, gdpa, rotary, seed_attention, sum_kron, window_attention
+from kunlun.ops import (
+    add_rms_norm,
+    flops,
+    gdpa,
+    gelu_approx,
+    layer_norm,
+    rotary,
+    seed_attention,
+    sum_kron,
+    window_attention,
+)
 from kunlun.ops.gdpa.reference import gdpa_reference
+from kunlun.ops.norms.reference import add_rms_norm_reference, layer_norm_reference
 from kunlun.ops.rotary.reference import rotary_reference
 from kunlun.ops.seed_attention.reference import seed_attention_reference
 from kunlun.ops.sum_kron.reference import sum_kron_reference
 from kunlun.ops.window_attention.reference import window_attention_reference
 
-OPERATORS = ("gdpa", "window_attention", "seed_attention", "sum_kron", "rotary")
+OPERATORS = (
+    *("gdpa", "window_attention", "seed_attention", "sum_kron", "rotary"),
+    *("layer_norm", "add_rms_norm", "gelu_approx"),
+)
 OURS = ("native", "portable", "triton")
 WAYS = (*OURS, "padded", "sdpa", "flex", "flash_attn")
 SCALE = 0.1  # of gdpa's scores: about unit size at width 64
 TERMS, FEWER = 8, 8  # of sum_kron: terms, and seeds per token
 MOST_SCORES = 2 * 2**30  # bytes; autograd keeps several tensors of this size
+WHOLE: dict[str, tuple[Callable[..., Tensor], int]] = {  # truth in one piece, and its inputs
+    "sum_kron": (sum_kron_reference, 3),
+    "rotary": (rotary_reference, 2),
+    "layer_norm": (layer_norm_reference, 1),
+    "add_rms_norm": (add_rms_norm_reference, 3),
+    "gelu_approx": (partial(F.gelu, approximate="tanh"), 1),
+}
 
 Piece = tuple[tuple[tuple[slice, ...], ...], tuple[slice, ...]]
 
@@ -123,7 +144,11 @@ class Case:
             return window_attention, [offsets], {"window": self.shape.window}
         if self.operator == "seed_attention":
             return seed_attention, [offsets], {}
-        return (sum_kron if self.operator == "sum_kron" else rotary), [], {}
+        others: dict[str, Callable[..., Tensor]] = {
+            **{"sum_kron": sum_kron, "rotary": rotary, "layer_norm": layer_norm},
+            **{"add_rms_norm": add_rms_norm, "gelu_approx": gelu_approx},
+        }
+        return others[self.operator], [], {}
 
     def _padded(self) -> plain.Run:
         padding, shape = plain.Padding(self.lengths, self.device), self.shape
@@ -139,12 +164,14 @@ class Case:
             return plain.gdpa(padding, SCALE)
         if self.operator == "seed_attention":
             return plain.seeds(padding, plain.attend)
-        return plain.sum_kron if self.operator == "sum_kron" else plain.rotary(padding)
+        if self.operator == "rotary":
+            return plain.rotary(padding)
+        return plain.UNPADDED[self.operator]
 
     def cost(self, dtype: torch.dtype) -> Cost:
         """From the formulas beside the operators; the least bytes are those of inputs, results and
         gradients, each read or written once."""
-        element, offsets = dtype.itemsize, 0.0
+        element, extra, forward = dtype.itemsize, 0.0, 0  # element-wise work counts nothing
         x = [float(i.numel()) * element for i in self.inputs]
         out = float(self.outer.numel()) * element
         shape, total = self.shape, sum(self.lengths)
@@ -154,21 +181,21 @@ class Case:
         elif self.operator == "window_attention":
             pairs = sum(flops.window_pairs(length, shape.window) for length in self.lengths)
             forward = flops.window_attention_flops(pairs, h, d)
-            offsets = out + 4.0 * total * h  # the backward reads the result and its sums
+            extra = out + 4.0 * total * h  # the backward reads the result and its sums
         elif self.operator == "seed_attention":
             forward = flops.seed_attention_flops(total, shape.seeds, h, d)
-            offsets = out + 4.0 * len(self.lengths) * shape.seeds * h
+            extra = out + 4.0 * len(self.lengths) * shape.seeds * h
         elif self.operator == "sum_kron":
             (n, s, wide), (k, _, t) = self.inputs[0].shape, self.inputs[1].shape
             forward = flops.sum_kron_flops(n, s, t, k, wide, self.inputs[2].shape[2])
-        else:
-            forward = flops.rotary_flops(total, h, d)
+        elif self.operator == "rotary":
             x[1] = 4.0 * self.inputs[1].numel()  # angles stay float32
+        elif self.operator == "add_rms_norm":
+            # s is not read again, its gradient is the result's, and that of u serves y
+            extra = -3 * out
         back = 2.0 if self.operator == "sum_kron" else flops.BACKWARD
         once = sum(x) + out
-        return Cost(
-            (float(forward), (1 + back) * forward), (once, once + 2 * sum(x) + out + offsets)
-        )
+        return Cost((float(forward), (1 + back) * forward), (once, once + 2 * sum(x) + out + extra))
 
     def cast(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         """(inputs, gradient of the result) in a dtype; rotary's angles stay float32."""
@@ -207,8 +234,11 @@ def make(operator: str, shape: Shape, device: torch.device, *, truth: bool = Tru
             rows(TERMS, wide, wide) / 8,
         ]
         result = (n, tokens, wide)
-    else:
+    elif operator == "rotary":
         inputs, result = [rows(total, h, d), rows(total, d // 2)], (total, h, d)
+    else:
+        result = (total, h * d)
+        inputs = [rows(*result) for _ in range(WHOLE[operator][1])]
     outer = rows(*result)
     wanted = _truth(operator, shape, lengths, inputs, outer) if truth else None
     placed = [x.to(device) for x in inputs]
@@ -240,8 +270,8 @@ def _truth(
 def _pieces(operator: str, shape: Shape, lengths: list[int]) -> Iterator[Piece]:
     """Where a part of the work reads each input and writes the result."""
     every = slice(None)
-    if operator in ("sum_kron", "rotary"):
-        yield tuple((every,) for _ in range(3 if operator == "sum_kron" else 2)), (every,)
+    if operator in WHOLE:
+        yield ((every,),) * WHOLE[operator][1], (every,)
         return
     bounds = _offsets(lengths).tolist()
     for b, h in ((b, h) for b in range(len(lengths)) for h in range(shape.heads)):
@@ -257,10 +287,8 @@ def _pieces(operator: str, shape: Shape, lengths: list[int]) -> Iterator[Piece]:
 
 
 def _formula(operator: str, shape: Shape, piece: list[Tensor]) -> Callable[..., Tensor]:
-    if operator == "sum_kron":
-        return sum_kron_reference
-    if operator == "rotary":
-        return rotary_reference
+    if operator in WHOLE:
+        return WHOLE[operator][0]
     first, second = (torch.tensor([0, len(x)]) for x in piece[:2])
     if operator == "gdpa":
         return partial(gdpa_reference, q_offsets=first, kv_offsets=second, scale=SCALE)

@@ -105,6 +105,29 @@ def sum_kron(x: Tensor, z: Tensor, w: Tensor) -> Tensor:
     return (z.mT @ x[:, None] @ w).sum(1)
 
 
+def layer_norm(x: Tensor) -> Tensor:
+    """Rows need no padding here and in the next two."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+
+def add_rms_norm(s: Tensor, u: Tensor, y: Tensor) -> Tensor:
+    """The sum of three as it is written."""
+    return s + F.rms_norm(u + y, s.shape[-1:], eps=1e-5)
+
+
+def gelu_approx(x: Tensor) -> Tensor:
+    """torch's own."""
+    return F.gelu(x, approximate="tanh")
+
+
+UNPADDED: dict[str, Run] = {
+    "sum_kron": sum_kron,
+    "layer_norm": layer_norm,
+    "add_rms_norm": add_rms_norm,
+    "gelu_approx": gelu_approx,
+}
+
+
 def rotary(padding: Padding) -> Run:
     """Rotation of pairs by sine and cosine over padded rows."""
 
