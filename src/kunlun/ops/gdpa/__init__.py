@@ -51,7 +51,8 @@ def gdpa(
     Returns: [Lq, H, D] in q's dtype, computed in float32 (float64 for float64); a sample without
         keys gives zeros. Where half precision is multiplied as it is (native on processors with
         AVX512_BF16 or AMX, triton), sums and activations are float32, but activated scores and
-        their gradients are rounded to q's dtype for the product that reads them.
+        their gradients are rounded to q's dtype for the product that reads them. A sample that
+        holds infinite rows may give NaN where the formula does not.
 
     Raises:
         ShapeError: an argument that does not fit, by name.

@@ -12,10 +12,14 @@ Backward, without atomics, every element stored by one program:
                   complete where it is made (5 products)
     more keys     dk and dv by tiles of keys, then dq by tiles of queries (4 + 3 products)
 Scores are made again in the backward. Products accumulate in float32; float32 inputs go through
-the tensor cores as three TF32 products (errors near 2^-22), not one.
+the tensor cores as three TF32 products (errors near 2^-22), not one, by the instructions of older
+GPUs (HMMA): Hopper's own leave the registers too little room for them.
 
 Rows past a sample's end are loaded as zeros: they score 0, activate to 0 and meet zero rows, so no
-mask is laid over the scores. Legend: BM queries and BN keys a tile, D channels, WIDTH their tile.
+mask is laid over the scores. An infinite row scores NaN against them (0 * inf) and gives NaN where
+the formula may have a number, in its own sample only.
+
+Legend: BM queries and BN keys a tile, D channels, WIDTH their tile.
 """
 
 from __future__ import annotations
@@ -175,7 +179,7 @@ def backward(
         partials = torch.empty(shape, dtype=torch.float32, device=q.device)
         keys_kernel[grid(q.device, tiles.programs, work.bound * kv_heads)](
             *(q, k, v, grad, dq, dk, dv, *offsets, partials, work.items[b], head_codes),
-            *(*numbers, kv_heads, share, *strides, SLICE),
+            *(*numbers, kv_heads, share, *strides, SLICE, slots),
             **keys_constants(tiles, True, q.shape[2], acts),
             **tiles.settings(),
         )
@@ -191,7 +195,7 @@ def backward(
     if work.bound:
         keys_kernel[grid(q.device, table.keys.programs, work.bound * kv_heads)](
             *(q, k, v, grad, dq, dk, dv, *offsets, q, work.items[last], head_codes),
-            *(*numbers, kv_heads, share, *strides, SLICE),
+            *(*numbers, kv_heads, share, *strides, SLICE, 0),
             **keys_constants(table.keys, False, q.shape[2], acts),
             **table.keys.settings(),
         )
@@ -217,16 +221,19 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _activations(names: list[str], device: torch.device) -> tuple[int, Tensor]:
-    """The set of codes as bits, and the code of each head."""
+    """The set of codes as bits, and the code of each head; with one code for all, not written."""
     by_head = codes(names)
     bits = 0
     for code in by_head:
         bits |= 1 << code
+    if bits.bit_count() == 1:
+        return bits, torch.empty(len(by_head), dtype=torch.int32, device=device)
     return bits, _on_device(by_head, device)
 
 
 @lru_cache(maxsize=64)
 def _on_device(by_head: tuple[int, ...], device: torch.device) -> Tensor:
+    """Copied once: a CUDA graph is recorded after a first call outside, as torch's guide says."""
     return torch.tensor(by_head, dtype=torch.int32, device=device)
 
 
@@ -316,12 +323,12 @@ def _add_read(q_tile, k_tile, v_tile, total, scale, code, ACTS: tl.constexpr):
     return _add_product(activate_head(scores, code, ACTS).to(v_tile.dtype), v_tile, total)
 
 
-@triton.jit(do_not_specialize=["num_q", "num_k"])
+@triton.jit(do_not_specialize=["num_q", "num_k", "slots"])
 def keys_kernel(
     q, k, v, grad, dq, dk, dv, q_offsets, kv_offsets, partials, items, head_codes, scale,
     out_scale, num_q, num_k, kv_heads, share, q_row, q_head, k_row, k_head, v_row, v_head,
     grad_row, grad_head, dq_row, dq_head, dk_row, dk_head, dv_row, dv_head, slice_rows,
-    ACTS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    slots, ACTS: tl.constexpr, WHOLE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a tile of keys; with WHOLE these are all keys, and dq is stored, too.
@@ -376,8 +383,9 @@ def keys_kernel(
         if WHOLE and length > slice_rows:
             slot = (item // kv_heads).to(tl.int64) * 2 * kv_heads + kv_head
             at = partials + slot * BN * D
-            store_rows(at, D, 0, kv_length, dk_tile, BN, D, WIDTH)
-            store_rows(at + kv_heads * BN * D, D, 0, kv_length, dv_tile, BN, D, WIDTH)
+            rows = tl.where(item // kv_heads < slots, kv_length, 0)  # offsets are not checked
+            store_rows(at, D, 0, rows, dk_tile, BN, D, WIDTH)
+            store_rows(at + kv_heads * BN * D, D, 0, rows, dv_tile, BN, D, WIDTH)
         else:
             dk_base = dk + kv_start * dk_row + kv_head * dk_head
             dv_base = dv + kv_start * dv_row + kv_head * dv_head
@@ -400,7 +408,8 @@ def sum_kernel(
             kv_start, kv_length = sample_rows(kv_offsets, sample, num_k)
             dk_tile = tl.zeros([BN, WIDTH], tl.float32)
             dv_tile = tl.zeros([BN, WIDTH], tl.float32)
-            for i in range(0, tl.cdiv(length, slice_rows)):
+            slices = tl.minimum(tl.cdiv(length, slice_rows), slots - item // kv_heads)
+            for i in range(0, slices):
                 slot = (item // kv_heads + i).to(tl.int64) * 2 * kv_heads + kv_head
                 at = partials + slot * BN * D
                 dk_tile += load_rows(at, D, 0, kv_length, BN, D, WIDTH)

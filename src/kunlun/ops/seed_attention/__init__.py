@@ -40,7 +40,8 @@ def seed_attention(
             wait for the offsets' values, so these are not checked there.
 
     Returns: [n, S, H, D] in k's dtype, computed in float32 (float64 for float64); an empty
-        sequence gives zeros and passes no gradient.
+        sequence gives zeros and passes no gradient. Scores must stay below 1e29 in size, times
+        `scale`: that of padding is -1e30.
 
     Raises:
         ShapeError: an argument that does not fit, by name.

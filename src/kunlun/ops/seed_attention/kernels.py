@@ -95,7 +95,7 @@ def forward(
     part_stats = torch.empty((slots, heads, 2, number), dtype=torch.float32, device=k.device)
     results = (out, lse, part, part_stats, offsets, work.items)
     forward_kernel[(work.bound * heads * blocks,)](
-        *(seeds, k, v, *results, len(k), number, heads, blocks, scale * LOG2_E),
+        *(seeds, k, v, *results, len(k), slots, number, heads, blocks, scale * LOG2_E),
         *(*seeds.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
         **forward_constants(tile, channels),
         **tile.settings(),
@@ -183,10 +183,10 @@ def delta_constants(channels: int) -> dict[str, int]:
     return {"ROWS": _DELTAS, "D": channels, "WIDTH": width_of(channels)}
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "slots"])
 def forward_kernel(
-    seeds, k, v, out, lse, part, part_stats, offsets, items, num_rows, number, heads, blocks,
-    factor, seed_row, seed_head, k_row, k_head, v_row, v_head,
+    seeds, k, v, out, lse, part, part_stats, offsets, items, num_rows, slots, number, heads,
+    blocks, factor, seed_row, seed_head, k_row, k_head, v_row, v_head,
     SPLIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0) // blocks
@@ -213,7 +213,7 @@ def forward_kernel(
             at = sample.to(tl.int64) * number * heads + head
             store_rows(out + at * D, heads * D, first, number, result, BM, D, WIDTH)
             tl.store(lse + at + rows * heads, row_lse, mask=rows < number)
-        else:
+        elif item < slots * heads:  # offsets are not checked
             at = item.to(tl.int64) * number
             store_rows(part + at * D, D, first, number, result, BM, D, WIDTH)
             tl.store(part_stats + 2 * at + rows, top, mask=rows < number)
@@ -236,7 +236,7 @@ def merge_kernel(
             top = tl.full([BM], BANNED, tl.float32)
             total = tl.zeros([BM], tl.float32)
             result = tl.zeros([BM, WIDTH], tl.float32)
-            for i in range(0, tl.cdiv(length, SPLIT)):
+            for i in range(0, tl.minimum(tl.cdiv(length, SPLIT), slots - item // heads)):
                 at = (item + i * heads).to(tl.int64) * number
                 part_top = tl.load(part_stats + 2 * at + rows, mask=rows < number, other=BANNED)
                 stats = part_stats + 2 * at + number + rows

@@ -20,6 +20,7 @@ from kunlun.ops.triton.tiles import width_of
 
 # Where a running maximum starts, too: keys that are banned before a row has met another one weigh
 # 1, until the first real score shrinks their sum to 0 exactly. Every row of a sample meets one.
+# That holds for scores that stay well above it: below -1e30 they lose against banned ones.
 BANNED = tl.constexpr(softmax.BANNED)
 
 

@@ -32,7 +32,8 @@ class Tiles(NamedTuple):
 class WorkList(NamedTuple):
     """int32 `items` [buckets, 1 + 2 * bound] a bucket: the count, then (sample, first row) pairs.
 
-    What follows the counted pairs is not written.
+    What follows the counted pairs is not written. Offsets that no `rows` packed rows can have never
+    make a list longer than its bound.
     """
 
     items: Tensor
@@ -88,6 +89,7 @@ def work_list(
         items,
         samples,
         tile,
+        bound,
         items.stride(0),
         BUCKETS=buckets,
         AT_LEAST_ONE=at_least_one,
@@ -102,7 +104,7 @@ def _lengths(offsets, samples, index):
     inside = index < samples
     start = tl.load(offsets + index, mask=inside, other=0)
     end = tl.load(offsets + index + 1, mask=inside, other=0)
-    return tl.maximum(end - start, 0).to(tl.int32)
+    return tl.minimum(tl.maximum(end - start, 0), 1 << 30).to(tl.int32)
 
 
 @triton.jit
@@ -111,11 +113,12 @@ def _tile_counts(
     bucket_by,
     samples,
     tile,
+    bound,
     index,
     BUCKETS: tl.constexpr,
     AT_LEAST_ONE: tl.constexpr,
 ):
-    counts = tl.cdiv(_lengths(offsets, samples, index), tile)
+    counts = tl.minimum(tl.cdiv(_lengths(offsets, samples, index), tile), bound)
     if AT_LEAST_ONE:
         counts = tl.maximum(counts, 1)
     chosen = index < samples
@@ -127,7 +130,7 @@ def _tile_counts(
     return tl.where(chosen, counts, 0)
 
 
-@triton.jit(do_not_specialize=["samples", "tile", "stride"])
+@triton.jit(do_not_specialize=["samples", "tile", "bound", "stride"])
 def list_tiles(
     offsets,
     work,
@@ -135,19 +138,25 @@ def list_tiles(
     items,
     samples,
     tile,
+    bound,
     stride,
     BUCKETS: tl.constexpr,
     AT_LEAST_ONE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """See work_list. Sorts by counting what stands before: the batch is small."""
+    """See work_list. Sorts by counting what stands before: the batch is small.
+
+    Nothing is stored beyond `bound` tiles: the host has not looked at the offsets.
+    """
     mine = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     own_work = _lengths(work, samples, mine)
     before = tl.zeros([BLOCK], tl.int32)
     total = 0
     for start in range(0, samples, BLOCK):
         others = start + tl.arange(0, BLOCK)
-        counts = _tile_counts(offsets, bucket_by, samples, tile, others, BUCKETS, AT_LEAST_ONE)
+        counts = _tile_counts(
+            offsets, bucket_by, samples, tile, bound, others, BUCKETS, AT_LEAST_ONE
+        )
         others_work = _lengths(work, samples, others)
         tie = (others_work[None, :] == own_work[:, None]) & (others[None, :] < mine[:, None])
         first = (others_work[None, :] > own_work[:, None]) | tie
@@ -155,12 +164,13 @@ def list_tiles(
         total += tl.sum(counts, axis=0)
     row = items + tl.program_id(1).to(tl.int64) * stride
     if tl.program_id(0) == 0:
-        tl.store(row, total)
-    counts = _tile_counts(offsets, bucket_by, samples, tile, mine, BUCKETS, AT_LEAST_ONE)
+        tl.store(row, tl.minimum(total, bound))
+    counts = _tile_counts(offsets, bucket_by, samples, tile, bound, mine, BUCKETS, AT_LEAST_ONE)
     for i in range(0, tl.max(counts, axis=0)):
         place = row + 1 + 2 * (before + i)
-        tl.store(place, mine, mask=i < counts)
-        tl.store(place + 1, tl.zeros([BLOCK], tl.int32) + i * tile, mask=i < counts)
+        inside = (i < counts) & (before + i < bound)
+        tl.store(place, mine, mask=inside)
+        tl.store(place + 1, tl.zeros([BLOCK], tl.int32) + i * tile, mask=inside)
 
 
 @triton.jit

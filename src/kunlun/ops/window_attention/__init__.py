@@ -43,10 +43,10 @@ def window_attention(
         causal: only rows up to i.
         scale: multiplies the scores; None is 1 / sqrt(D).
         backend: force one; None lets kunlun.ops.choose decide. On a GPU the triton kernels do not
-            wait for the offsets' values, so these are not checked there, and take a score of 1e30
-            or more in size for one outside the band.
+            wait for the offsets' values, so these are not checked there.
 
-    Returns: [L, H, D] in q's dtype, computed in float32 (float64 for float64).
+    Returns: [L, H, D] in q's dtype, computed in float32 (float64 for float64). Scores must stay
+        below 1e29 in size, times `scale`: that of a pair outside the band is -1e30.
 
     Raises:
         ShapeError: an argument that does not fit, by name.
