@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kunlun.ops import flops, native
+from kunlun.ops import flops
 from kunlun.ops.checks import known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.gdpa import portable
+from kunlun.ops.native import attention
 
 
 @torch.library.custom_op("kunlun::gdpa", mutates_args=())
@@ -29,7 +30,7 @@ def gdpa_op(
     """`activation`: one name a head, joined by commas; `backend`: "" lets choose decide."""
     runs = runs_on("gdpa", q, backend)
     if runs == "native":
-        return native.gdpa_forward(q, k, v, q_offsets, kv_offsets, activation, scale, out_scale)
+        return attention.gdpa_forward(q, k, v, q_offsets, kv_offsets, activation, scale, out_scale)
     names = activation.split(",")
     if runs == "triton":
         from kunlun.ops.gdpa import kernels
@@ -56,7 +57,7 @@ def gdpa_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     runs = runs_on("gdpa", q, backend)
     if runs == "native":
-        return native.gdpa_backward(
+        return attention.gdpa_backward(
             grad, q, k, v, q_offsets, kv_offsets, activation, scale, out_scale
         )
     names = activation.split(",")

@@ -1,9 +1,10 @@
-"""The C++ library behind the operators on CPU: loading it, and calling it with tensors.
+"""The C++ library behind the operators on CPU: loading it, and what it can run.
 
-One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h; norm.h,
-rotary.h and gelu.h, called from native/rows.py), over small matrix products (product.h) and vector
-functions (vector.h), compiled once an instruction set (kernels.cpp) and chosen at run time
-(library.cpp). Nothing in it knows torch: it gets addresses, strides and torch's number of threads.
+One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h, called from
+attention.py; norm.h, rotary.h and gelu.h, called from rows.py), over small matrix products
+(product.h) and vector functions (vector.h), compiled once an instruction set (kernels.cpp) and
+chosen at run time (library.cpp). Nothing in it knows torch: call.py hands over addresses, strides
+and torch's number of threads.
 Results are computed in float32, bit-equal whatever the neighbours of a sample and the number of
 threads. Where the machine multiplies bfloat16 itself (vdpbf16ps, AMX tiles), gdpa of bfloat16 does
 (gdpa_bf16.h over product_bf16.h and pieces.h): it sums in float32, and rounds activated scores to
@@ -13,28 +14,22 @@ bfloat16 for the products that follow.
 from __future__ import annotations
 
 import ctypes
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-from kunlun.errors import BackendError
-from kunlun.ops.checks import read_offsets
 
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-OPERATORS = (
-    *("gdpa", "window_attention", "seed_attention", "rotary"),
-    *("layer_norm", "rms_norm", "add_rms_norm", "gelu_approx"),
-)
+_PRODUCTS = "{} is torch's matrix products, which the library's do not beat"
+LACKS = {
+    "sum_kron": _PRODUCTS.format("sum_kron"),
+    "mix_rows": _PRODUCTS.format("mix_rows"),
+    "hstu_attention": "this release has no native hstu_attention",
+}
+"""The operators that have no part in it, and why."""
 
-# In the order of activations.h; names of the same function share a code.
-_ORDER = ["raw", "gelu", "gelu_approx", "silu", "relu", "relu_square", "leaky_relu", "hardswish"]
-_CODES = {name: code for code, name in enumerate(_ORDER)}
-_CODES |= {"fast_gelu": _CODES["gelu_approx"], "fast_silu": _CODES["silu"]}
 _PARTS = ("gdpa", "window", "seed", "norm", "add_norm", "rotary")
 _FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
 _FUNCTIONS.append("gelu")
@@ -83,10 +78,8 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
     """Why the library cannot run this; None if it can. A dtype of None means float32."""
     if device.type != "cpu":
         return f"the native library runs on cpu and the device is {device.type}"
-    if operator in ("sum_kron", "mix_rows"):
-        return f"{operator} is torch's matrix products, which the library's do not beat"
-    if operator not in OPERATORS:
-        return f"this release has no native {operator}"
+    if operator in LACKS:
+        return LACKS[operator]
     if dtype is not None and dtype not in DTYPES:
         return f"the native library computes float32 and bfloat16 and the dtype is {dtype}"
     loaded, reason = state()
@@ -101,190 +94,3 @@ def state() -> tuple[bool, str]:
     """
     library, reason = load()
     return library is not None, reason
-
-
-def gdpa_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_offsets: Tensor,
-    kv_offsets: Tensor,
-    activation: str,
-    scale: float,
-    out_scale: float,
-) -> Tensor:
-    """See kunlun.ops.gdpa; activation as the registered operator takes it."""
-    out = q.new_empty(q.shape)
-    tensors = [q, k, v, out, None, None, None]
-    _gdpa("forward", tensors, q_offsets, kv_offsets, activation, scale, out_scale)
-    return out
-
-
-def gdpa_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_offsets: Tensor,
-    kv_offsets: Tensor,
-    activation: str,
-    scale: float,
-    out_scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv)."""
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    tensors = [q, k, v, grad, dq, dk, dv]
-    _gdpa("backward", tensors, q_offsets, kv_offsets, activation, scale, out_scale)
-    return dq, dk, dv
-
-
-_GDPA = struct.Struct("=21q3q8q2d")
-
-
-def _gdpa(
-    way: str,
-    tensors: Sequence[Tensor | None],
-    q_offsets: Tensor,
-    kv_offsets: Tensor,
-    activation: str,
-    scale: float,
-    out_scale: float,
-) -> None:
-    rows = [None if x is None else _rows(x) for x in tensors]
-    q, k = rows[:2]
-    assert q is not None
-    assert k is not None
-    starts, kv_starts = _int64(q_offsets), _int64(kv_offsets)
-    codes = _codes(activation)
-    packed = _GDPA.pack(
-        *_addresses(rows),
-        *(starts.data_ptr(), kv_starts.data_ptr(), codes.data_ptr(), len(starts) - 1),
-        *(q.shape[0], k.shape[0], q.shape[1], k.shape[1], q.shape[2]),
-        *(q.dtype == torch.bfloat16, torch.get_num_threads()),
-        *(scale, out_scale),
-    )
-    _check(
-        _call(f"gdpa_{way}", packed),
-        [("q_offsets", q_offsets, q.shape[0]), ("kv_offsets", kv_offsets, k.shape[0])],
-    )
-
-
-def window_forward(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, window: int, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """(result, log2-sum-exp2 [L, H]); see kunlun.ops.window_attention."""
-    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
-    tensors = [q, k, v, out, None, None, None, None]
-    _softmax("window_forward", tensors, lse, offsets, 0, window, causal, scale)
-    return out, lse
-
-
-def window_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor,
-    window: int,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv)."""
-    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    tensors = [q, k, v, out, grad, dq, dk, dv]
-    _softmax("window_backward", tensors, lse, offsets, 0, window, causal, scale)
-    return dq, dk, dv
-
-
-def seed_forward(
-    seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
-    """(result [n, S, H, D], log2-sum-exp2 [n, S, H]); see kunlun.ops.seed_attention."""
-    n, (s, heads, width) = len(offsets) - 1, seeds.shape
-    out, lse = k.new_empty((n, s, heads, width)), k.new_empty((n, s, heads), dtype=torch.float32)
-    tensors = [seeds, k, v, out.view(n * s, heads, width), None, None, None, None]
-    _softmax("seed_forward", tensors, lse, offsets, s, 0, False, scale)
-    return out, lse
-
-
-def seed_backward(
-    grad: Tensor,
-    seeds: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    offsets: Tensor,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(d seeds, dk, dv)."""
-    d_seeds, dk, dv = (x.new_empty(x.shape) for x in (seeds, k, v))
-    rows = [x.flatten(0, 1) for x in (out, grad)]
-    tensors = [seeds, k, v, *rows, d_seeds, dk, dv]
-    _softmax("seed_backward", tensors, lse, offsets, len(seeds), 0, False, scale)
-    return d_seeds, dk, dv
-
-
-_SOFTMAX = struct.Struct("=24q2q10qd")
-
-
-def _softmax(
-    name: str,
-    tensors: Sequence[Tensor | None],
-    lse: Tensor,
-    offsets: Tensor,
-    seeds: int,
-    window: int,
-    causal: bool,
-    scale: float,
-) -> None:
-    rows = [None if x is None else _rows(x) for x in tensors]
-    q, k = rows[:2]
-    assert q is not None
-    assert k is not None
-    starts, lse = _int64(offsets), lse.contiguous()
-    packed = _SOFTMAX.pack(
-        *_addresses(rows),
-        *(lse.data_ptr(), starts.data_ptr(), len(starts) - 1),
-        *(k.shape[0], q.shape[1], k.shape[1], q.shape[2]),
-        *(q.dtype == torch.bfloat16, torch.get_num_threads()),
-        *(seeds, min(window, 2**40), causal, scale),
-    )
-    _check(_call(name, packed), [("offsets", offsets, k.shape[0])])
-
-
-def _call(name: str, packed: bytes) -> int:
-    library = load().library
-    assert library is not None
-    return library.call[name](library.isa, packed)
-
-
-def _check(status: int, offsets: list[tuple[str, Tensor, int]]) -> None:
-    if status == 0:
-        return
-    for name, values, rows in offsets:
-        read_offsets(name, values, rows)  # says what is wrong with them
-    raise BackendError("native: out of memory for a sample; use 'portable'")
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[rows, heads, width] with channels side by side."""
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
-def _addresses(tensors: list[Tensor | None]) -> list[int]:
-    flat = []
-    for x in tensors:
-        flat += [0, 0, 0] if x is None else [x.data_ptr(), x.stride(0), x.stride(1)]
-    return flat
-
-
-def _int64(offsets: Tensor) -> Tensor:
-    return offsets.to(torch.int64).contiguous()
-
-
-@lru_cache(maxsize=64)
-def _codes(activation: str) -> Tensor:
-    return torch.tensor([_CODES[name] for name in activation.split(",")], dtype=torch.int8)

@@ -7,7 +7,7 @@ import struct
 import torch
 from torch import Tensor
 
-from kunlun.ops.native import _addresses, _call, _check, _rows
+from kunlun.ops.native.call import addresses, call, check, rows
 
 _NORM = struct.Struct("=19qd")
 _ROTARY = struct.Struct("=15q")
@@ -50,16 +50,16 @@ def add_norm_backward(grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor) -> Tenso
 def _norm(
     name: str, tensors: list[Tensor | None], rstd: Tensor, centered: bool, eps: float
 ) -> None:
-    rows = [None if x is None else _rows(x[:, None]) for x in tensors]
+    strided = [None if x is None else rows(x[:, None]) for x in tensors]
     x, out = tensors[0], tensors[3] if tensors[1] is None else tensors[1]
     assert x is not None
     assert out is not None
     packed = _NORM.pack(
-        *_addresses(rows),
+        *addresses(strided),
         *(rstd.data_ptr(), x.shape[0], x.shape[1], centered),
         *(x.dtype == torch.bfloat16, out.dtype == torch.bfloat16, torch.get_num_threads(), eps),
     )
-    _check(_call(name, packed), [])
+    check(call(name, packed), [])
 
 
 def rotary_forward(x: Tensor, angle: Tensor, turned: int) -> list[Tensor]:
@@ -74,8 +74,8 @@ def rotary_backward(
     grads: list[Tensor], outs: list[Tensor], angle: Tensor, by_angle: bool
 ) -> tuple[Tensor, Tensor]:
     """(dx [L, P, H, D], d angle [L, D/2], empty unless `by_angle`); outs: the turned results."""
-    rows, heads, width = grads[0].shape
-    dx = grads[0].new_empty((rows, len(grads), heads, width))
+    length, heads, width = grads[0].shape
+    dx = grads[0].new_empty((length, len(grads), heads, width))
     d_angle = angle.new_empty(angle.shape if by_angle else (0,), dtype=torch.float32)
     _rotary("rotary_backward", dx, [*grads, *outs], angle, len(outs), d_angle if by_angle else None)
     return dx, d_angle.to(angle.dtype)
@@ -89,8 +89,8 @@ def _rotary(
     turned: int,
     d_angle: Tensor | None,
 ) -> None:
-    strided = [_rows(part) for part in parts]
-    places = torch.tensor(_addresses(list(strided)), dtype=torch.int64)
+    strided = [rows(part) for part in parts]
+    places = torch.tensor(addresses(list(strided)), dtype=torch.int64)
     angle = angle.to(torch.float32)
     angle = angle if angle.stride(1) == 1 else angle.contiguous()
     packed = _ROTARY.pack(
@@ -99,7 +99,7 @@ def _rotary(
         *(x.shape[0], x.shape[1], turned, x.shape[2], x.shape[3]),
         *(x.dtype == torch.bfloat16, torch.get_num_threads()),
     )
-    _check(_call(name, packed), [])
+    check(call(name, packed), [])
 
 
 def gelu_forward(x: Tensor) -> Tensor:
@@ -119,5 +119,5 @@ def _gelu(x: Tensor, grad: Tensor | None) -> Tensor:
         *(x.data_ptr(), 0 if grad is None else grad.data_ptr(), out.data_ptr(), x.numel()),
         *(x.dtype == torch.bfloat16, torch.get_num_threads()),
     )
-    _check(_call("gelu", packed), [])
+    check(call("gelu", packed), [])
     return out

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kunlun.ops import flops, native
+from kunlun.ops import flops
 from kunlun.ops.checks import read_offsets
 from kunlun.ops.dispatch import runs_on
+from kunlun.ops.native import attention
 from kunlun.ops.seed_attention import portable
 from kunlun.ops.tiles import compute_dtype
 
@@ -25,7 +26,7 @@ def seed_attention_op(
     """
     runs = runs_on("seed_attention", k, backend)
     if runs == "native":
-        return native.seed_forward(seeds, k, v, offsets, scale)
+        return attention.seed_forward(seeds, k, v, offsets, scale)
     if runs == "triton":
         from kunlun.ops.seed_attention import kernels
 
@@ -48,7 +49,7 @@ def seed_attention_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     runs = runs_on("seed_attention", k, backend)
     if runs == "native":
-        return native.seed_backward(grad, seeds, k, v, out, lse, offsets, scale)
+        return attention.seed_backward(grad, seeds, k, v, out, lse, offsets, scale)
     if runs == "triton":
         from kunlun.ops.seed_attention import kernels
 

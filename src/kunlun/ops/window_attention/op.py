@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from kunlun.ops import flops, native
+from kunlun.ops import flops
 from kunlun.ops.checks import known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
+from kunlun.ops.native import attention
 from kunlun.ops.tiles import compute_dtype
 from kunlun.ops.window_attention import portable
 
@@ -32,7 +33,7 @@ def window_attention_op(
     """
     runs = runs_on("window_attention", q, backend)
     if runs == "native":
-        return native.window_forward(q, k, v, offsets, window, causal, scale)
+        return attention.window_forward(q, k, v, offsets, window, causal, scale)
     if runs == "triton":
         from kunlun.ops.window_attention import kernels
 
@@ -58,7 +59,7 @@ def window_attention_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     runs = runs_on("window_attention", q, backend)
     if runs == "native":
-        return native.window_backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
+        return attention.window_backward(grad, q, k, v, out, lse, offsets, window, causal, scale)
     if runs == "triton":
         from kunlun.ops.window_attention import kernels
 
