@@ -27,7 +27,7 @@ def lengths(dataset):
     return size.typical_lengths(dataset)
 
 
-@pytest.mark.parametrize("budget", [1e6, 5e6])
+@pytest.mark.parametrize("budget", [3e5, 1e6, 5e6])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_meets_a_budget_of_flops(name, budget, dataset, lengths) -> None:
     def measure(section):

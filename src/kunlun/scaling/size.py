@@ -7,6 +7,7 @@ inner widths then close the gap between two steps; depth moves only if both cann
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,34 +28,44 @@ SAMPLES = 2048  # enough that two draws of them agree within a fraction of a per
 TOLERANCE = 0.05
 REACH = 64  # how many times narrower or wider than configured a model may get
 STEP = 4  # odd widths are slow on every machine
-GAP = 4.0  # how far inner widths may go from the proportions of the configuration
+GAPS = (2.0, 4.0)  # how far inner widths may leave the configured proportions; then, if need be
 
 
 @dataclass(frozen=True)
 class Axes:
     """Dotted keys of a configuration; `*` stands for every key of a group, absent ones are skipped.
 
-    width: grow together, in steps of 2 * heads where the same group has heads, else of 4. inner:
-    grow with them, in steps of 4. depth: None if the model has none.
+    width: grow together, each in steps of `multiple` times the `unit` of its own group, or of 4 if
+    there is none. inner: grow with them, in steps of 4. depth: None if the model has none.
     """
 
-    width: tuple[str, ...]
-    inner: tuple[str, ...] = ()
+    width: tuple[str, ...] = ("dim",)
+    inner: tuple[str, ...] = ("hidden", "head_hidden")
     depth: str | None = "layers"
+    unit: str = "heads"
+    multiple: int = 1
 
 
-USUAL = Axes(width=("dim",), inner=("hidden", "head_hidden"))  # of a model without a line below
 AXES: dict[str, Axes] = {
     "kunlun": Axes(
         width=("dim", "tower.dim", "events.*.dim"),
         inner=("interaction.hidden", "tower.ffn.rows", "events.*.ffn.rows", "head_hidden"),
+        multiple=2,  # rotary pairs
     ),
-    "din": Axes(width=("dim",), inner=("attention", "hidden", "head_hidden"), depth=None),
-    "dlrm": Axes(width=("dim",), inner=("hidden", "head_hidden"), depth=None),
+    "interformer": Axes(multiple=2),
     "wukong": Axes(
         width=("dim", "n_products", "n_linear"), inner=("rank", "hidden", "head_hidden")
     ),
+    "hstu": Axes(inner=("head_hidden",)),
+    "transact": Axes(),
+    "bst": Axes(),
+    "din": Axes(inner=("attention", "hidden", "head_hidden"), depth=None),
+    "dcnv2": Axes(),
+    "dlrm": Axes(depth=None),
+    "rankmixer": Axes(inner=("attention", "hidden", "head_hidden"), unit="tokens"),
+    "onetrans": Axes(),
 }
+USUAL = Axes()  # of a model without a line above
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,8 @@ def fit(
         tried[found] = candidate
         return found
 
-    for start in _depths(whole, axes):
-        _search(start, axes, budget, value, tolerance)
+    for gap, start in itertools.product(GAPS, _depths(whole, axes)):
+        _search(start, axes, budget, value, tolerance, gap)
         best = min(tried, key=lambda found: abs(found - budget))
         if _fits(best, budget, tolerance):
             return tried[best]
@@ -141,9 +152,10 @@ def _search(
     budget: float,
     value: Callable[[dict[str, Any]], float],
     tolerance: float,
+    gap: float,
 ) -> None:
     """Try sizes towards the budget at one depth: widths first, inner widths in their last gap."""
-    steps = {key: _step(start, key) for key in _keys(start, axes.width)}
+    steps = {key: _step(start, key, axes) for key in _keys(start, axes.width)}
 
     def at(width: float, inner: float = 1.0) -> float:
         candidate = copy.deepcopy(start)
@@ -166,7 +178,7 @@ def _search(
         if _fits(found, budget, tolerance / 2):
             return
         low, high = (middle, high) if found < budget else (low, middle)
-    for width, inner in ((low, (1.0, GAP)), (high, (1 / GAP, 1.0))):
+    for width, inner in ((low, (1.0, gap)), (high, (1 / gap, 1.0))):
         _bisect_inner(partial(at, width), *inner, budget, tolerance)
 
 
@@ -205,14 +217,12 @@ def _keys(section: dict[str, Any], patterns: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _step(section: dict[str, Any], key: str) -> int:
-    """Every head wants an even number of channels."""
+def _step(section: dict[str, Any], key: str, axes: Axes) -> int:
     group = key.rpartition(".")[0]
-    prefix = f"{group}." if group else ""
-    heads = _get(section, f"{prefix}heads")
-    if heads is None and group.startswith("events."):
-        heads = _get(section, "tower.heads")
-    return STEP if heads is None else 2 * int(heads)
+    unit = _get(section, f"{group}.{axes.unit}" if group else axes.unit)
+    if unit is None and group.startswith("events."):
+        unit = _get(section, f"tower.{axes.unit}")
+    return STEP if unit is None else axes.multiple * int(unit)
 
 
 def _get(section: dict[str, Any], key: str) -> Any:
