@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -138,19 +139,59 @@ def test_gpu_benchmark_times_nothing_after_a_failed_check(
     assert "timings" not in found
 
 
-def test_gpu_benchmark_fails_what_it_had_no_time_to_check(
+def test_gpu_benchmark_times_what_passed_although_time_ran_out(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = {"operator": "window", "passed": True}
+    seeds = {"operator": "seeds", "passed": False}
+    unchecked = [{"operator": name, "unchecked": "no time left"} for name in ("gdpa", "window")]
+    monkeypatch.setattr(gpu, "run_checks", lambda *_: [window, seeds, *unchecked])
+    assert gpu.main(["--device", "cpu", "--tiny", "--out", str(tmp_path)]) == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert not found["passed"]
+    assert found["unchecked"] == 2
+    assert {line["operator"] for line in found["timings"]} == {"window"}
+
+
+def test_gpu_checks_without_time_are_unchecked(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "CHECK_LIMIT", -1.0)
+    monkeypatch.setattr(gpu, "CHECK_LIMIT", -1)
     lines = gpu.run_checks(["seeds"], torch.device("cpu"), True)
     assert lines
-    assert all(line["skipped"] == "no time left" and not line["passed"] for line in lines)
+    assert all(line["unchecked"] == "no time left" and "passed" not in line for line in lines)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_benchmark_without_a_gpu_says_what_to_do(
-    gpu: ModuleType, capsys: pytest.CaptureFixture[str]
+def test_gpu_checks_compile_few_kernels(
+    checks: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SystemExit):
-        gpu.main([])
-    assert "--device cpu --tiny" in capsys.readouterr().err
+    jit = pytest.importorskip("triton.runtime.jit", reason="Triton is for Linux")
+    backend = import_module("kunlun.ops.triton")
+    if backend.interpreted():
+        pytest.skip("interpreted kernels are not compiled")
+    kernels: set[tuple[Any, ...]] = set()
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        """Notes what Triton would compile: constants, and what it specialises arguments to."""
+        given = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+        key: list[Any] = [kernel.__module__, kernel.__name__, kwargs.get("num_warps")]
+        for parameter in kernel.params:
+            value = given[parameter.name]
+            if isinstance(value, Tensor):
+                key.append((value.dtype, value.data_ptr() % 16 == 0))
+            elif parameter.is_constexpr:
+                key.append(value)
+            elif parameter.do_not_specialize or isinstance(value, float):
+                key.append(type(value))
+            else:
+                key.append(1 if value == 1 else value % 16 == 0)
+        kernels.add(tuple(key))
+
+    monkeypatch.setattr(jit.JITFunction, "run", record)
+    monkeypatch.setattr(backend, "why_not", lambda *_: None)
+    for case in checks.cases(["gdpa", "window", "seeds"], False):
+        reference = partial(case.run, backend="portable")  # faster than the one in float64
+        checks.check(case._replace(reference=reference), torch.device("cpu"), "triton")
+    names = {name for _, name, *_ in kernels}
+    assert {"forward_kernel", "queries_kernel", "keys_kernel", "list_tiles"} < names
+    assert len(kernels) < 125
