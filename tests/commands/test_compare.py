@@ -40,7 +40,7 @@ def test_two_models_from_plan_to_page(kunlun, data: str, tmp_path: Path) -> None
     report = json.loads(kunlun(*line, *budget, "--json").out)
     assert report == json.loads((out / "compare.json").read_text())
     again = json.loads(kunlun("evaluate", str(out / "cells/dcnv2/seed0"), "--json").out)
-    ne = report["models"][1]["tasks"]["click"]["ne"]["mean"]
+    ne = report["models"][1]["test"]["click"]["ne"]["mean"]
     assert again["tasks"]["click"]["ne"] == ne
     assert report["models"][1]["against_first"]["click"]["ne"]["low"] < 1
     changed = kunlun(*line, *budget, "train.lr=0.5")

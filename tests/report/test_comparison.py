@@ -27,7 +27,8 @@ def model(name: str, ne: float, flops: float, **changes: Any) -> dict[str, Any]:
     ]
     found = {
         "name": name, "model": "kunlun", "changed": {"model.dim": 48}, "params": 12345,
-        "dense_params": 2345, "flops_per_sample": flops, "tasks": {"click": task, "buy": task},
+        "dense_params": 2345, "flops_per_sample": flops, "test": {"click": task, "buy": task},
+        "valid": {"click": task},
         "step_samples_per_s": spread(1100.0), "step_mfu": spread(0.25),
         "times_first": spread(1.1, 0.01), "samples_per_s": spread(1000.0),
         "mfu": spread(0.2), "peak_memory": spread(2.0**30),
@@ -58,7 +59,8 @@ def report() -> dict[str, Any]:
         "models": [
             model("kunlun", 0.9, 1e6),
             model("din", 0.92, 2e6, against_first=against, step_mfu=spread(0.22)),
-            model("hstu", 0.9, 3e6, tasks={}, curves=[], failed=["step 3: loss is not finite"],
+            model("hstu", 0.9, 3e6, test={}, valid={}, curves=[],
+                  failed=["step 3: loss is not finite"],
                   **{key: spread(None, None) for key in ("samples_per_s", "mfu", "seconds")}),
         ],
     }  # fmt: skip

@@ -61,7 +61,7 @@ def test_cells_are_ordinary_runs_with_a_line_each(finished) -> None:
             assert rundir.config_of(run).train.seed == seed
             summary = json.loads((run / "summary.json").read_text())
             line = json.loads(run.with_suffix(".json").read_text())
-            assert line["tasks"] == summary["test"]
+            assert line["test"] == summary["test"]
             assert line["params"] == summary["model"]["params"]
             assert line["seconds"] == summary["train"]["seconds"]
             assert line["peak_memory"] > 2**26
@@ -83,17 +83,17 @@ def test_report_holds_means_deviations_and_differences(finished) -> None:
     assert first["against_first"] == {}
     for task in report["tasks"]:
         values = [
-            json.loads((out / "cells/dcnv2" / f"seed{s}.json").read_text())["tasks"][task]["ne"]
+            json.loads((out / "cells/dcnv2" / f"seed{s}.json").read_text())["test"][task]["ne"]
             for s in (0, 1)
         ]
-        ne = other["tasks"][task]["ne"]
+        ne = other["test"][task]["ne"]
         assert ne["mean"] == pytest.approx(sum(values) / 2)
         assert ne["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
         assert first["times_first"] == {"mean": 1.0, "sd": 0.0, "n": 3}
         assert other["times_first"]["mean"] > 0
         assert 0 < other["step_mfu"]["mean"] < 1
         found = other["against_first"][task]["ne"]
-        expected = ne["mean"] - first["tasks"][task]["ne"]["mean"]
+        expected = ne["mean"] - first["test"][task]["ne"]["mean"]
         assert found["difference"] == pytest.approx(expected)
         assert found["low"] < found["difference"] < found["high"]
         assert found["seeds"] == 2
@@ -105,7 +105,7 @@ def test_report_is_written_as_table_and_page(finished) -> None:
     assert (out / "compare.html").read_text() == page(report)
     for words in (text(report), markdown(report)):
         assert "kunlun" in words
-        assert f"{report['models'][1]['tasks']['click']['ne']['mean']:.4f}" in words
+        assert f"{report['models'][1]['test']['click']['ne']['mean']:.4f}" in words
         assert "within 5% of" in words
 
 
@@ -134,7 +134,7 @@ def test_a_torn_cell_goes_on(finished, copied, config) -> None:
     said: list[str] = []
     again = compare.run(study(config, copied, seeds=2, match="flops"), said.append)
     assert [line for line in said if "training" in line] == ["[4/4] dcnv2 seed 1: training"]
-    assert again["models"][1]["tasks"] == finished[1]["models"][1]["tasks"]
+    assert again["models"][1]["test"] == finished[1]["models"][1]["test"]
     assert again["models"][1]["against_first"] == finished[1]["models"][1]["against_first"]
     steps = [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 4
@@ -176,7 +176,7 @@ def test_a_run_that_diverges_is_a_line_too(config, tmp_path, monkeypatch) -> Non
     monkeypatch.setattr(cells, "train", train)
     report = compare.run(study(config, tmp_path), str)
     assert "step 3: loss is not finite" in report["models"][1]["failed"][0]
-    assert report["models"][1]["tasks"] == {}
+    assert report["models"][1]["test"] == {}
     assert "dcnv2 diverged: step 3" in text(report)
     assert page(report)
     monkeypatch.setattr(cells, "train", None)  # nor is it run again
@@ -194,7 +194,7 @@ def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch)
     first, other = compare.run(swapped, str)["models"]
     assert (first["name"], first["against_first"]) == ("dcnv2", {})
     assert other["against_first"]["click"]["ne"]["difference"] == pytest.approx(
-        other["tasks"]["click"]["ne"]["mean"] - first["tasks"]["click"]["ne"]["mean"]
+        other["test"]["click"]["ne"]["mean"] - first["test"]["click"]["ne"]["mean"]
     )
 
 

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 
 from kunlun.report.comparison_figures import draw_curves, draw_differences
 
+QUALITY = {
+    "ne": "NE", "auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "calibration": "p/y",
+}  # fmt: skip
+
 
 class Table(NamedTuple):
     """A title, column names, rows of text."""
@@ -23,10 +27,11 @@ def tables(report: dict[str, Any]) -> list[Table]:
     found = [
         Table(
             "Quality on the test split, mean ± standard deviation over seeds",
-            ["model", "task", "NE", "AUC", "GAUC", "log-loss", "p/y"],
+            ["model", "task", *QUALITY.values(), "validation NE"],
             [
-                [m["name"], task, *(_spread(m["tasks"].get(task, {}).get(k), 4) for k in
-                 ("ne", "auc", "gauc", "logloss", "calibration"))]
+                [m["name"], task,
+                 *(_spread(m["test"].get(task, {}).get(key), 4) for key in QUALITY),
+                 _spread(m["valid"].get(task, {}).get("ne"), 4)]
                 for task in tasks for m in models
             ],
         ),

@@ -74,7 +74,7 @@ def draw_differences(report: dict[str, Any]) -> str:
 
 
 def _final(axes: Any, model: dict[str, Any], task: str, how: dict[str, Any]) -> None:
-    ne = model["tasks"].get(task, {}).get("ne")
+    ne = model["test"].get(task, {}).get("ne")
     if ne is not None and ne["mean"] is not None:
         axes.errorbar(
             [model["flops_per_sample"]], [ne["mean"]], yerr=[ne["sd"] or 0.0], capsize=3, **how

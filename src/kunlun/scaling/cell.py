@@ -91,7 +91,10 @@ class Cell:
 
         A run that diverges is a line as well, with `failed`. Raises as `train` does otherwise.
         """
-        device = environment.pick_device(self.config.train.device)
+        device, held = (
+            environment.pick_device(self.config.train.device),
+            source.fingerprint(dataset),
+        )
         memory.start_peak(device)
         failed = None
         try:
@@ -108,7 +111,7 @@ class Cell:
             "peak_memory": memory.peak(device),
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
             "config": self.config.to_dict(),
-            "data": source.fingerprint(dataset),
+            "data": {key: held[key] for key in SAME_DATA},
             "machine": environment.describe(device),
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +126,7 @@ def results(run: Path, flops_per_sample: float) -> dict[str, Any]:
     keys = ("samples", "steps", "best_step", "seconds", "samples_per_s", "mfu", "data_wait")
     return {
         **{key: trained[key] for key in keys},
-        "tasks": summary["test"],
+        "test": summary["test"],
         "valid": summary["valid"],
         "curve": curve(run, flops_per_sample),
     }

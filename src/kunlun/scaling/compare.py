@@ -226,13 +226,18 @@ def summarise(
 ) -> dict[str, Any]:
     """Mean and deviation over the seeds of one variant, and its differences from the first."""
     done = [line for line in lines if line is not None and "failed" not in line]
-    tasks = done[0]["tasks"] if done else {}
+    tasks = done[0]["test"] if done else {}
     found = [d for d in differences if d is not None]
     return {
-        "tasks": {
-            task: {name: spread([line["tasks"][task].get(name) for line in done])
-                   for name in QUALITY}
-            for task in tasks
+        **{
+            split: {
+                task: {
+                    name: spread([line[split].get(task, {}).get(name) for line in done])
+                    for name in QUALITY
+                }
+                for task in tasks
+            }
+            for split in ("test", "valid")
         },
         **{name: spread([line[name] for line in done]) for name in COSTS},
         "against_first": {
