@@ -97,3 +97,9 @@ def test_gelu_opcheck_and_refusal() -> None:
     if native.load().library is not None:
         with pytest.raises(BackendError, match=r"^backend: the native library computes float32 "):
             gelu_approx(x.half(), backend="native")
+
+
+@needs_native
+def test_hugely_negative_numbers_come_next_to_zero() -> None:
+    x = torch.tensor([-20.0, -1e4, -1e30, -float("inf")])
+    assert float(gelu_approx(x, backend="native").abs().max()) < 1e-20

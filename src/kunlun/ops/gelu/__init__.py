@@ -22,7 +22,7 @@ def gelu_approx(x: Tensor, *, backend: str | None = None) -> Tensor:
 
     Returns: the same shape and dtype, contiguous on the native path; computed in float32 (float64
         for float64). Infinity gives itself; -inf gives nan on the portable path (torch multiplies
-        it by 0) and -inf on the native one (the factor there is tiny, never 0).
+        it by 0) and a number next to 0 on the native one.
 
     Raises:
         ShapeError: x is not of floating point.

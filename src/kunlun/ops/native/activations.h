@@ -27,26 +27,32 @@ struct Gelu {  // x Phi(x)
 
 struct GeluApprox {  // x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)); the gate is 0 or 1 beyond 9
   static constexpr float kC = 1.59576912f, kA = 0.044715f, kLog2E = 1.44269504f;
-  static inline vec bound(vec x) { return at_most(at_least(x, all(-9.0f)), all(9.0f)); }
+  static inline vec low(vec x) { return at_least(x, all(-9.0f)); }  // below: as good as 0 already
   static inline vec gate(vec c, vec square) {
     return sigmoid2(c * (kLog2E * kC + kLog2E * kC * kA * square));
   }
   static inline vec value(vec x) {
-    vec c = bound(x);
+    x = low(x);
+    vec c = at_most(x, all(9.0f));
     return x * gate(c, c * c);
   }
   static inline vec both(vec x, vec& slope) {
-    vec c = bound(x), s = c * c, g = gate(c, s);
+    x = low(x);
+    vec c = at_most(x, all(9.0f)), s = c * c, g = gate(c, s);
     slope = g + c * (g - g * g) * (kC + 3.0f * kC * kA * s);
     return x * g;
   }
 };
 
 struct Silu {  // x sigmoid(x)
-  static inline vec bound(vec x) { return at_most(at_least(x, all(-86.0f)), all(86.0f)); }
-  static inline vec value(vec x) { return x * sigmoid2(1.44269504f * bound(x)); }
+  static inline vec low(vec x) { return at_least(x, all(-86.0f)); }
+  static inline vec value(vec x) {
+    x = low(x);
+    return x * sigmoid2(1.44269504f * at_most(x, all(86.0f)));
+  }
   static inline vec both(vec x, vec& slope) {
-    vec c = bound(x), g = sigmoid2(1.44269504f * c);
+    x = low(x);
+    vec c = at_most(x, all(86.0f)), g = sigmoid2(1.44269504f * c);
     slope = g + c * (g - g * g);
     return x * g;
   }
