@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from kunlun.ops.triton import SHARED_MEMORY
 from tests.ops.aot import SHARED_LIMIT, argument_types, usage
 
 window = import_module("kunlun.ops.window_attention.kernels")
@@ -30,8 +31,12 @@ class Configuration(NamedTuple):
     settings: dict[str, int]
     multiplies: bool = True
 
+    @property
+    def operator(self) -> str:
+        return str(self.kernel.__module__.split(".")[-2])
+
     def __str__(self) -> str:
-        module = self.kernel.__module__.split(".")[-2].split("_")[0]
+        module = self.operator.split("_")[0]
         sizes = "-".join(f"{k}{v}" for k, v in self.constants.items() if k != "WIDTH")
         return f"{module}-{self.kernel.__name__}-{self.dtype}-{sizes}"
 
@@ -72,13 +77,16 @@ def plain_configurations() -> list:
 
 
 def configurations() -> list:
-    """The widest heads of each table in bfloat16; narrower ones, and float32, are slow tests."""
+    """Of each table the widest heads in bfloat16, and the widest of all in the other dtypes.
+
+    Narrower heads are slow tests.
+    """
     found = plain_configurations()
     for make in (window_configurations, seed_configurations):
         found += [*make("bf16", 2, 64, 64), *make("bf16", 2, 128, 128)]
-        rest = [*make("fp32", 4, 64, 64), *make("fp32", 4, 128, 128)]
-        rest += [*make("bf16", 2, 64, 16), *make("bf16", 2, 64, 32), *make("bf16", 2, 128, 100)]
-        rest += make("fp16", 2, 128, 128)
+        found += [*make("fp32", 4, 128, 128), *make("fp16", 2, 128, 128)]
+        rest = [*make("fp32", 4, 64, 64), *make("bf16", 2, 64, 16), *make("bf16", 2, 64, 32)]
+        rest += make("bf16", 2, 128, 100)
         found += [pytest.param(case, marks=pytest.mark.slow) for case in rest]
     return found
 
@@ -99,7 +107,7 @@ def test_attention_kernel_fits_hopper(case: Configuration, tmp_path: Path) -> No
     used = usage(case.kernel, types, case.constants, *launch, tmp_path)
     print(used)
     assert used.spilled == used.stack == 0, used
-    assert used.shared <= SHARED_LIMIT, used
+    assert used.shared <= SHARED_MEMORY[case.operator] <= SHARED_LIMIT, used
     if case.multiplies and case.dtype != "fp32":  # which is multiplied without tensor cores
         assert used.hgmma > 0, used
         assert used.asynchronous > 0, used

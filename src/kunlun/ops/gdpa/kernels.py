@@ -187,7 +187,8 @@ def backward(
             sum_kernel[grid(q.device, 4, slots * kv_heads)](
                 *(partials, dk, dv, *offsets, work.items[b]),
                 *(slots, len(q), len(k), kv_heads, *strides[10:], SLICE),
-                **{"BN": tiles.keys, "D": q.shape[2], "WIDTH": width, "enable_fp_fusion": True},
+                **{"BN": tiles.keys, "D": q.shape[2], "WIDTH": width},
+                **{"num_warps": 8, "enable_fp_fusion": True},  # 4 spill
             )
     if not _possible(last, k):
         return dq, dk, dv
