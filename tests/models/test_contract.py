@@ -158,6 +158,7 @@ def test_head_starts_at_the_base_rates(model: torch.nn.Module) -> None:
 
 
 def test_backbone_compiles_whole_and_takes_other_shapes(model: torch.nn.Module) -> None:
+    torch.compiler.reset()  # else all models share one count of recompilations, and its limit
     flat = Flat(model)
     compiled = torch.compile(flat, fullgraph=True, dynamic=True, backend="eager")
     for lengths in (LENGTHS, {"click": [0, 4, 9], "view": [12, 0, 3]}):
