@@ -164,6 +164,7 @@ def _activation_bytes(model: nn.Module, config: RunConfig, batch: Batch) -> int:
 
 def short_tables(schema: Schema) -> Schema:
     """The schema with tables cut to a few rows: a model that costs the same and takes no memory."""
+
     def cut(features: dict[str, Feature]) -> dict[str, Feature]:
         return {
             name: dataclasses.replace(f, size=min(f.size, SHORT_TABLE)) if f.size else f

@@ -65,7 +65,7 @@ TABLES = {
         Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), slices=Tile(32, 32, 8, 1), keys=Tile(32, 32, 8, 1)
     ),
     (4, 128): Table(
-        Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), slices=Tile(32, 32, 8, 1), keys=Tile(16, 32, 4, 1)
+        Tile(32, 32, 8, 2), Tile(32, 32, 8, 2), slices=Tile(32, 32, 8, 1), keys=Tile(16, 32, 4, 1)
     ),
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -100,7 +100,8 @@ def _why_not_gpu(index: int | None, shared: int) -> str | None:
         have, need = (".".join(map(str, c)) for c in (capability, OLDEST_GPU))
         return f"the triton kernels need compute capability {need} and this GPU has {have}"
     where = torch.cuda.current_device() if index is None else index
-    available = int(torch.cuda.get_device_properties(where).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(where)  # a CPU build's stubs lack fields
+    available = int(properties.shared_memory_per_block_optin)
     if available < shared:
         return (
             f"the triton tiles need {shared // 1024} KB of shared memory and this GPU has "
