@@ -91,10 +91,9 @@ class Cell:
 
         A run that diverges is a line as well, with `failed`. Raises as `train` does otherwise.
         """
-        device, held = (
-            environment.pick_device(self.config.train.device),
-            source.fingerprint(dataset),
-        )
+        device = environment.pick_device(self.config.train.device)
+        held = source.fingerprint(dataset)
+        was_trained = (self.run / "summary.json").is_file()  # and stopped before its line
         memory.start_peak(device)
         failed = None
         try:
@@ -108,7 +107,7 @@ class Cell:
             "params": self.cost.params,
             "dense_params": self.cost.dense_params,
             "flops_per_sample": self.cost.flops,
-            "peak_memory": memory.peak(device),
+            "peak_memory": None if was_trained else memory.peak(device),
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
             "config": self.config.to_dict(),
             "data": {key: held[key] for key in SAME_DATA},
