@@ -38,6 +38,7 @@ from kunlun.ops.triton.tiles import (
     grid,
     load_rows,
     moving,
+    rows_of,
     sample_rows,
     store_rows,
     width_of,
@@ -119,7 +120,7 @@ def forward(
     out_scale: float,
 ) -> Tensor:
     """[Lq, H, D]; see kunlun.ops.gdpa."""
-    q, k, v = _rows(q), _rows(k), _rows(v)
+    q, k, v = rows_of(q), rows_of(k), rows_of(v)
     q_offsets, kv_offsets = q_offsets.contiguous(), kv_offsets.contiguous()
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     heads, width = q.shape[1], width_of(q.shape[2])
@@ -154,7 +155,7 @@ def backward(
     out_scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) from grad [Lq, H, D]."""
-    grad, q, k, v = _rows(grad), _rows(q), _rows(k), _rows(v)
+    grad, q, k, v = rows_of(grad), rows_of(q), rows_of(k), rows_of(v)
     q_offsets, kv_offsets = q_offsets.contiguous(), kv_offsets.contiguous()
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     heads, kv_heads, width = q.shape[1], k.shape[1], width_of(q.shape[2])
@@ -214,11 +215,6 @@ def backward(
 def _possible(bucket: int, k: Tensor) -> bool:
     """Whether a sample can have as many keys: what the host knows without asking."""
     return bucket == 0 or len(k) > 32 << bucket
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[rows, heads, channels] with channels side by side."""
-    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _activations(names: list[str], device: torch.device) -> tuple[int, Tensor]:

@@ -33,10 +33,16 @@ from kunlun.ops.triton.softmax import (
     finish,
     products,
     read,
-    rows_of,
     take,
 )
-from kunlun.ops.triton.tiles import load_rows, sample_rows, store_rows, width_of, work_list
+from kunlun.ops.triton.tiles import (
+    load_rows,
+    rows_of,
+    sample_rows,
+    store_rows,
+    width_of,
+    work_list,
+)
 
 SPLIT = 1024  # keys a program of the forward
 SLICES = 264  # programs of the backward, heads and blocks included: two an SM of an H100

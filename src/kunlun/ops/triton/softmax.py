@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from kunlun.ops import softmax
 from kunlun.ops.triton.tiles import width_of
@@ -40,11 +39,6 @@ class Tile(NamedTuple):
     def settings(self) -> dict[str, int]:
         """Launch settings. Fused multiply-adds are asked for: Triton's default changes in 3.10."""
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
-
-
-def rows_of(x: Tensor) -> Tensor:
-    """[rows, heads, channels] with channels side by side."""
-    return x if x.stride(2) == 1 else x.contiguous()
 
 
 @triton.jit

@@ -40,6 +40,11 @@ class WorkList(NamedTuple):
     bound: int
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """[rows, heads, channels] with channels side by side."""
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
 def width_of(channels: int) -> int:
     """Channels of a tile that holds `channels`: a power of two that a matrix product takes."""
     return max(16, int(triton.next_power_of_2(channels)))

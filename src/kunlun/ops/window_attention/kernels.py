@@ -30,10 +30,16 @@ from kunlun.ops.triton.softmax import (
     finish,
     products,
     read,
-    rows_of,
     take,
 )
-from kunlun.ops.triton.tiles import load_rows, sample_rows, store_rows, width_of, work_list
+from kunlun.ops.triton.tiles import (
+    load_rows,
+    rows_of,
+    sample_rows,
+    store_rows,
+    width_of,
+    work_list,
+)
 
 _FAR = 2**30 - 1  # beyond any row of a sample, and its double still is an int32
 
