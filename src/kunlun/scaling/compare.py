@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +19,7 @@ from kunlun.report.comparison import markdown, page
 from kunlun.scaling import cell as cells
 from kunlun.scaling.cell import Cell
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
+from kunlun.scaling.summary import spread, summarise
 from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample, speeds
 from kunlun.scaling.variants import Variant
 from kunlun.training import environment, source
@@ -28,12 +27,6 @@ from kunlun.training.config import RunConfig
 from kunlun.training.runlog import write_json
 
 Match = Literal["flops", "params", "time"]
-QUALITY = ("ne", "auc", "gauc", "logloss", "calibration", "expected_ne")
-COSTS = ("samples_per_s", "mfu", "peak_memory", "seconds")
-METRICS = ("ne", "auc", "logloss")  # with a bootstrap
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the last is close enough.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-NORMAL = 1.96
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,63 +212,3 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
     study.out.mkdir(parents=True, exist_ok=True)
     write_json(file, {"asked": asked, "machine": environment.describe(device), "speeds": found})
     return found
-
-
-def summarise(
-    lines: Sequence[dict[str, Any] | None], differences: Sequence[dict[str, Any] | None]
-) -> dict[str, Any]:
-    """Mean and deviation over the seeds of one variant, and its differences from the first."""
-    done = [line for line in lines if line is not None and "failed" not in line]
-    tasks = done[0]["test"] if done else {}
-    found = [d for d in differences if d is not None]
-    return {
-        **{
-            split: {
-                task: {
-                    name: spread([line[split].get(task, {}).get(name) for line in done])
-                    for name in QUALITY
-                }
-                for task in tasks
-            }
-            for split in ("test", "valid")
-        },
-        **{name: spread([line[name] for line in done]) for name in COSTS},
-        "against_first": {
-            task: {name: combine([d[task][name] for d in found]) for name in METRICS}
-            for task in (found[0] if found else {})
-        },
-        "curves": [{"seed": line["seed"], "points": line["curve"]} for line in done],
-        "failed": [line["failed"] for line in lines if line is not None and "failed" in line],
-    }  # fmt: skip
-
-
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """mean, sd (sample deviation; None below two values), n; undefined values are left out."""
-    known = [float(v) for v in values if v is not None]
-    return {
-        "mean": statistics.fmean(known) if known else None,
-        "sd": statistics.stdev(known) if len(known) > 1 else None,
-        "n": len(known),
-    }
-
-
-def combine(differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """One difference with a 95 % interval from the bootstraps of several seeds.
-
-    Two sources of chance, independent of each other: which rows were drawn for the test split (the
-    bootstrap's interval of each seed; the same rows for all seeds, so it does not shrink with their
-    number) and which seeds (Student's t of the differences). With one seed the second is unknown
-    and left out. None: undefined for every seed.
-    """
-    known = [d for d in differences if d["difference"] is not None]
-    if not known:
-        return None
-    values = [d["difference"] for d in known]
-    mean, n = statistics.fmean(values), len(values)
-    rows = statistics.fmean([((d["high"] - d["low"]) / 2) ** 2 for d in known])
-    seeds = 0.0
-    if n > 1:
-        quantile = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
-        seeds = quantile**2 * statistics.variance(values) / n
-    half = math.sqrt(rows + seeds)
-    return {"difference": mean, "low": mean - half, "high": mean + half, "seeds": n}
