@@ -29,7 +29,7 @@ def test_two_models_from_plan_to_page(kunlun, data: str, tmp_path: Path) -> None
     assert "model.dim=" in shown
     assert not (tmp_path / "runs").exists()
 
-    result = kunlun(*line, *budget)
+    result = kunlun(*line, *budget, "--jobs", "2")
     assert result.code == 0, result.err
     assert "[2/2] dcnv2 seed 0: training" in result.err
     assert "Difference from kunlun" in result.out
@@ -39,6 +39,7 @@ def test_two_models_from_plan_to_page(kunlun, data: str, tmp_path: Path) -> None
     }  # fmt: skip
     report = json.loads(kunlun(*line, *budget, "--json").out)
     assert report == json.loads((out / "compare.json").read_text())
+    assert report["jobs"] == 2
     again = json.loads(kunlun("evaluate", str(out / "cells/dcnv2/seed0"), "--json").out)
     ne = report["models"][1]["test"]["click"]["ne"]["mean"]
     assert again["tasks"]["click"]["ne"] == ne

@@ -90,6 +90,9 @@ def test_notes_say_what_was_left_out(report) -> None:
         assert "softmax is left out: it is no switch." in words
         assert "flops are within 5% of 1e+06" in words
         assert "over 2 seeds" in words
+    assert "at a time" not in text(report)
+    report["jobs"] = 4
+    assert "Runs were trained 4 at a time, so their samples/s" in text(report)
     report["seeds"] = [0]
     assert "one seed, so the noise of training is not in them" in text(report)
 

@@ -32,6 +32,13 @@ from kunlun.cli.group import json_option, overrides_argument, print_json, verb
     help="Size every model to what the first one costs.",
 )
 @click.option("--flops-per-sample", type=float, help="Size every model to this; forward FLOPs.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs at once; CPU threads are shared.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/NAME-compare]")
 @click.option("--dry-run", is_flag=True, help="Print models, parameters, FLOPs; stop.")
 @json_option
@@ -43,6 +50,7 @@ def command(
     seeds: int,
     match: str | None,
     flops_per_sample: float | None,
+    jobs: int,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -66,9 +74,11 @@ def command(
 
     if not names_data(preset, overrides):
         raise click.UsageError("which data? Add data=DIR (a dataset directory) or data=synth:demo")
+    from kunlun.cli import keep_freed_memory
     from kunlun.cli.text import table
     from kunlun.report.comparison import scaled, text
     from kunlun.scaling import compare, variants
+    from kunlun.scaling.jobs import Jobs
     from kunlun.training.config import load_run_config
 
     config = load_run_config(preset, list(overrides))
@@ -87,7 +97,8 @@ def command(
         left_out=left_out,
     )
     if not dry_run:
-        report = compare.run(study, lambda line: click.echo(line, err=True))
+        workers = Jobs(jobs, begin=keep_freed_memory)
+        report = compare.run(study, lambda line: click.echo(line, err=True), workers)
         print_json(report) if as_json else click.echo(f"{text(report)}\n\npage: {study.page}")
         return
     plan = study.plan()

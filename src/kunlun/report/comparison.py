@@ -68,6 +68,11 @@ def notes(report: dict[str, Any]) -> list[str]:
            "; one seed, so the noise of training is not in them."),
         "FLOPs are of the forward pass, matrix products only, at the lengths of the training data.",
     ]  # fmt: skip
+    if report.get("jobs", 1) > 1:
+        found.append(
+            f"Runs were trained {report['jobs']} at a time, so their samples/s, MFU and seconds "
+            "shared the machine; steps were measured afterwards with the machine to themselves."
+        )
     if report["match"] is not None:
         match = report["match"]
         found.append(

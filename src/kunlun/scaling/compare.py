@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from kunlun.report.comparison import markdown, page
 from kunlun.scaling import cell as cells
 from kunlun.scaling.cell import Cell
+from kunlun.scaling.jobs import Jobs, finish
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
 from kunlun.scaling.summary import spread, summarise
 from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample, speeds
@@ -27,6 +28,7 @@ from kunlun.training.config import RunConfig
 from kunlun.training.runlog import write_json
 
 Match = Literal["flops", "params", "time"]
+ONE = Jobs()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,12 @@ class Study:
         """Seed by seed, in the order of the variants."""
         return [
             [
-                Cell(v.name, v.run_config(self.config, seed), c, self.out)
+                Cell(
+                    v.name,
+                    v.run_config(self.config, seed),
+                    c,
+                    self.out / "cells" / v.name / f"seed{seed}",
+                )
                 for v, c in zip(self.variants, self.costs, strict=True)
             ]
             for seed in self.seeds
@@ -147,24 +154,24 @@ def _with(variant: Variant, section: dict[str, Any]) -> Variant:
     return dataclasses.replace(variant, model=section, changed=differs)
 
 
-def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
+def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str, Any]:
     """Train what is not finished yet; the report, also in OUT/compare.json, .md and .html.
 
     say: told of every cell as it begins. Raises RunError: cells of another configuration or of
     other data stand in OUT; otherwise as `train`.
     """
     grid = study.cells()
-    lines = {cell: cell.line(study.dataset) for row in grid for cell in row}  # before any training
+    row_of = {cell: row for row in grid for cell in row}
+    lines = {cell: cell.line(study.dataset) for cell in row_of}  # before any training
     differences: dict[Cell, dict[str, Any] | None] = {}
-    for place, cell in enumerate(lines, start=1):
-        line = lines[cell]
-        if line is None:
-            say(f"[{place}/{len(lines)}] {cell.label}: training")
-            line = lines[cell] = cell.work(study.dataset)
-        else:
-            say(f"[{place}/{len(lines)}] {cell.label}: finished before")
-        first = next(row[0] for row in grid if cell in row)
-        differences[cell] = None if cell is first else cells.against(first, cell, line)
+
+    def done(cell: Cell, line: dict[str, Any]) -> None:
+        lines[cell] = line
+        _add_differences(row_of[cell], lines, differences)
+
+    for row in grid:
+        _add_differences(row, lines, differences)
+    finish(lines, study.dataset, say, done, jobs)
     steps = _step_speeds(study)
     report = {
         "config": study.config.to_dict(),
@@ -173,6 +180,7 @@ def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
         "seeds": study.seeds,
         "match": study.match,
         "left_out": study.left_out,
+        "jobs": max((line or {}).get("jobs", 1) for line in lines.values()),
         "machine": environment.describe(environment.pick_device(study.config.train.device)),
         "models": [
             {**about, **summarise([lines[c] for c in own], [differences[c] for c in own]), **speed}
@@ -183,6 +191,22 @@ def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
     (study.out / "compare.md").write_text(markdown(report))
     study.page.write_text(page(report))
     return report
+
+
+def _add_differences(
+    row: list[Cell],
+    lines: Mapping[Cell, dict[str, Any] | None],
+    differences: dict[Cell, dict[str, Any] | None],
+) -> None:
+    """Those from the first cell of the row, of every cell that is finished as it is."""
+    first, *others = row
+    if lines[first] is None:
+        return
+    differences[first] = None
+    for cell in others:
+        line = lines[cell]
+        if line is not None and cell not in differences:
+            differences[cell] = cells.against(first, cell, line)
 
 
 def _step_speeds(study: Study) -> list[dict[str, Any]]:
