@@ -106,3 +106,23 @@ def test_an_impossible_ablation_is_one_line(kunlun, data: str) -> None:
     code, _, err = kunlun("compare", "demo", data, *few, "--models", "kunlun", "--dry-run")
     assert code == 2
     assert "kunlun: experts (9) must not exceed" in err
+
+
+def test_trials_are_planned(kunlun, data: str, tmp_path: Path) -> None:
+    file = tmp_path / "tries.yaml"
+    file.write_text("all: [{}, {train: {lr: 0.01}}]\ndin: [{}, {model: {hidden: 40}}]\n")
+    line = ("compare", "demo", data, *FEW, "--models", "kunlun,din", "--trials", "tries.yaml")
+    shown = kunlun(*line, "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "kunlun-trial2" in shown.out
+    assert "model.hidden=40" in shown.out
+    assert "2 models x 2 trials of seed 0, to runs/demo-compare/trials" in shown.out
+    plan = json.loads(kunlun(*line, "--dry-run", "--json").out)
+    assert plan["trials"]["kunlun"][1]["changed"] == {"train.lr": 0.01}
+    file.write_text("all: [{}, {train: {lr: -1}}]\n")
+    code, out, err = kunlun(*line)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: tries.yaml: all, trial 2, for kunlun: "
+        "train: train.lr is -1.0, expected more than 0\n"
+    )

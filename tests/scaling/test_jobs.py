@@ -61,11 +61,11 @@ def test_two_at_once_are_the_same_bits(config, tmp_path) -> None:
 
 def test_workers_share_the_threads_unless_told_otherwise(config, tmp_path, monkeypatch) -> None:
     dataset, lines = source.open_data(config.data), []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     one = cell(config, tmp_path, 0, max_steps=1)
-    finish({one: None}, dataset, str, lambda _, line: lines.append(line), Jobs(3))
-    assert lines[0]["machine"]["threads"] == 2
+    finish({one: None}, dataset, str, lambda _, line: lines.append(line), Jobs(2))
+    assert lines[0]["machine"]["threads"] == 1
 
 
 def test_an_error_is_one_line_and_stops_the_others(config, tmp_path) -> None:
