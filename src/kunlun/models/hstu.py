@@ -30,7 +30,6 @@ from kunlun.models.ranker import Backbone, Ranker, Row, size
 from kunlun.ops.flops import window_pairs
 from kunlun.ops.jagged import Jagged
 
-NORM_EPS = 1e-5
 AVERAGE = 1.0  # rab at the start: around 0 SiLU is linear, and weights of both signs cancel
 
 
@@ -78,11 +77,10 @@ class HSTULayer(nn.Module):
         parts = F.silu(self.uvqk(layer_norm(s.values)))
         u, v, q, k = parts.view(length, 4, self.heads, dim // self.heads).unbind(1)
         y = ops.hstu_attention(
-            q, k, v, s.offsets, age, self.position, self.time,
-            window=self.window, out_scale=1 / self.longest,
-        )  # fmt: skip
-        # eps for what A V is before the division by N: a short history would drown in it
-        y = F.layer_norm(y.flatten(1), (dim,), eps=NORM_EPS / self.longest**2)
+            q, k, v, s.offsets, age, self.position, self.time, window=self.window
+        )
+        # Norm takes back the division by N, and would push a short history under its eps
+        y = layer_norm(y.flatten(1))
         return s.with_values(s.values + self.out(y * u.flatten(1)))
 
     def flops(self, lengths: Tensor) -> int:
