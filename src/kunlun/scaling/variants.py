@@ -23,6 +23,7 @@ ABLATIONS: dict[str, str] = {
     "scale_one": "model.tower.ffn.scale=1.0",
     "bare_residual": "model.tower.ffn.norm=bare",
     "pma": "model.tower.pooling.kind=pma",  # HSP off
+    "mean_pooling": "model.tower.pooling.reduce=mean",
     "linear_compression": "model.tower.pooling.compress=linear",  # SumKron off
     "full_attention": "model.tower.window=null",
     "no_comp_skip": "model.comp_skip=false",
