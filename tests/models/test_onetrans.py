@@ -67,6 +67,7 @@ def equations(
     for i in range(len(tokens)):
         s, _ = merged.merged_row(w, events, i, ages=True, history=config.history)
         x = list((w["split.weight"] @ tokens[i].flatten() + w["split.bias"]).view(-1, config.dim))
+        s, x = [rms(row) for row in s], [rms(row) for row in x]
         for j, keep in enumerate(kept):
             s, x = layer(w, j, s, x, keep, config.heads)
         out.append(rms(torch.stack(x)))

@@ -150,6 +150,8 @@ class OneTransBackbone(Backbone):
         """See the class."""
         s, _ = self.history(tokens, events, request)
         x = self.split(tokens.flatten(1)).unflatten(1, (self.tokens, self.width)).to(tokens.dtype)
+        # ids enter at rms .02, of which the first layer would leave nothing
+        s, x = s.with_values(rms_norm(s.values)), rms_norm(x)
         for layer in self.layers:
             s, x = layer(s, x)
         return rms_norm(x)
