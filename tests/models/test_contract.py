@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from kunlun.config import parse
 from kunlun.features.batch import Batch, Jagged
 from kunlun.models import MODELS, io
 from kunlun.models.flops import count, lengths_of
@@ -18,11 +19,16 @@ from tests.models.samples import make_batch, make_schema
 LENGTHS = {"click": [3, 0, 12, 1, 7], "view": [0, 0, 5, 12, 1]}
 
 
-@pytest.fixture(params=MODELS)
+# options that bring code of their own into a backbone
+OPTIONS = {"kunlun_softmax": ("kunlun", {"tower": {"ffn": {"kind": "softmax"}}})}
+
+
+@pytest.fixture(params=[*MODELS, *OPTIONS])
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
-    config_class, model_class = MODELS[request.param]
+    name, section = OPTIONS.get(request.param, (request.param, {}))
+    config_class, model_class = MODELS[name]
     torch.manual_seed(0)
-    return model_class(make_schema(), config_class(dim=16))
+    return model_class(make_schema(), parse(config_class, {"dim": 16, **section}, "test"))
 
 
 def _batch(model: torch.nn.Module, lengths: dict[str, list[int]] = LENGTHS, seed: int = 0) -> Batch:

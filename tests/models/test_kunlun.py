@@ -46,6 +46,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "short_tower": {"events": {"view": {"layers": 2, "dim": 8, "history": 4}}},
     "one_expert": {"interaction": {"experts": 1}},
     "four_experts": {"interaction": {"experts": 4}},
+    "softmax_ffn": {"tower": TOWER | {"ffn": {"kind": "softmax"}}},
     "plain_ffn": {"tower": TOWER | {"ffn": {"kind": "plain"}}},
     "no_ffn": {"tower": TOWER | {"ffn": {"kind": "none"}}},
     "bare_residual": {"tower": TOWER | {"ffn": {"norm": "bare"}}},

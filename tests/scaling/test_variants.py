@@ -51,8 +51,8 @@ def test_a_tower_switch_reaches_event_types_of_their_own(config) -> None:
 def test_ablations_leave_out_what_changes_nothing(config) -> None:
     kept, left_out = variants.ablations(config)
     assert [kept[0].name, kept[0].model] == ["kunlun", config.model]
-    assert {"experts_2", "one_tower_for_all", "softmax"} == set(left_out)
-    assert {v.name for v in kept[1:]} | set(left_out) == {*variants.ABLATIONS, "softmax"}
+    assert {"experts_2", "one_tower_for_all"} == set(left_out)
+    assert {v.name for v in kept[1:]} | set(left_out) == set(variants.ABLATIONS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from kunlun.config import Config, at_least_one
 from kunlun.errors import ConfigError
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import add_rms_norm, layer_norm, rms_norm
+from kunlun.layers.rows import attend_to_rows
 from kunlun.layers.tokens import mix_tokens
 from kunlun.ops import gdpa
 from kunlun.ops.jagged import Jagged
@@ -21,9 +22,11 @@ START_RATIO = 0.3  # rms(GDPA) / rms(query) at step 0, whatever the scale
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalizedFFNConfig(Config):
-    """kind "gdpa", or for ablations "plain" (a two-layer FFN without context) or "none"."""
+    """kind "gdpa", or for ablations "softmax" (attention to the same rows at 1/sqrt(d_h), which
+    reads no activation and no scale), "plain" (a two-layer FFN without context) or "none".
+    """
 
-    kind: Literal["gdpa", "plain", "none"] = "gdpa"
+    kind: Literal["gdpa", "softmax", "plain", "none"] = "gdpa"
     rows: int = 32  # n_kv, rows of generated K and V: the hidden width
     activation: str | list[str] = "gelu_approx"  # one name, or one per head
     scale: float | Literal["max_len", "sqrt"] = "max_len"  # 1/tau_g: 1/max_len, 1/sqrt(d_h), number
@@ -46,7 +49,8 @@ class PersonalizedFFN(nn.Module):
     sequence itself is the query, with no projection. The expanded rows are RMS-normalized, so that
     scores start at unit size times sqrt(d_h) / tau_g; V carries a learned gain per head that starts
     where rms(GDPA) = .3 rms(u): with tau_g ~ 1000 the block would start dead otherwise.
-    FLOPs: 4 L n_kv d_e for the operator, 2 B n_kv d (n_sum + 2 d_e) for K and V.
+    FLOPs: 4 L n_kv d_e for the operator (kind "softmax": twice that, see attend_to_rows),
+    2 B n_kv d (n_sum + 2 d_e) for K and V.
     """
 
     def __init__(
@@ -82,9 +86,12 @@ class PersonalizedFFN(nn.Module):
         # on the weight, not on v: rows outnumber channels
         value = self.value * self.gain.repeat_interleave(self.head_dim)
         v = torch.matmul(rows, value).view(shape)
+        q = u.to(k.dtype).view(shape)
+        if self.config.kind == "softmax":
+            return attend_to_rows(q, k, v, offsets, self.config.rows)
         kv_offsets = torch.arange(offsets.shape[0], device=offsets.device) * self.config.rows
         return gdpa(
-            u.to(k.dtype).view(shape), k, v, offsets, kv_offsets,
+            q, k, v, offsets, kv_offsets,
             activation=self.config.activation, scale=self.scale, out_scale=self.config.out_scale,
         )  # fmt: skip
 
@@ -100,7 +107,8 @@ class PersonalizedFFN(nn.Module):
         """Forward FLOPs for `rows` samples with `events` events in all."""
         n_kv, n_sum = self.expand.shape
         context, dim = self.key.shape
-        return 2 * rows * n_kv * context * (n_sum + 2 * dim) + 4 * events * n_kv * dim
+        products = 8 if self.config.kind == "softmax" else 4
+        return 2 * rows * n_kv * context * (n_sum + 2 * dim) + products * events * n_kv * dim
 
 
 class PlainFFN(nn.Module):

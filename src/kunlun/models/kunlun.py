@@ -116,7 +116,7 @@ class TowerLayer(nn.Module):
         self.pooling_first = model.order == "pooling_first"
         updates = not (self.pooling_first and is_last)  # nobody would read the last update
         self.ffn: PersonalizedFFN | PlainFFN | None = None
-        if updates and is_global and config.ffn.kind == "gdpa":
+        if updates and is_global and config.ffn.kind in ("gdpa", "softmax"):
             self.ffn = PersonalizedFFN(
                 config.dim, config.heads, max_len, context, model.dim, config.ffn
             )
