@@ -55,7 +55,7 @@ def test_ablations_are_planned(kunlun, data: str) -> None:
     names = [m["name"] for m in plan["models"]]
     assert names[0] == "kunlun"
     assert {"plain_ffn", "pma", "full_attention", "one_tower_for_all", "experts_4"} <= set(names)
-    assert set(plan["left_out"]) == {"softmax", "experts_2"}
+    assert set(plan["left_out"]) == {"experts_2", "mean_pooling"}
     flops = {m["name"]: m["flops_per_sample"] for m in plan["models"]}
     assert flops["no_comp_skip"] > flops["kunlun"]
     assert flops["rope"] == flops["kunlun"]

@@ -12,7 +12,8 @@ from kunlun.training.config import RunConfig, load_run_config
 
 SMALL = ("model.dim=16", "model.layers=2", "model.n_sum=4", "model.head_hidden=16",
          "model.tower={dim: 16, heads: 2, window: 4, ffn: {rows: 4}, pooling: "
-         "{seeds: 6, tokens: 2, rank: 2, reduce: sum}}", "model.interaction={experts: 2, rank: 2, hidden: 16}",
+         "{seeds: 6, tokens: 2, rank: 2, reduce: sum}}",
+         "model.interaction={experts: 2, rank: 2, hidden: 16}",
          "train.batch_size=64", "train.max_steps=4", "train.log_every=1",
          "train.checkpoint_every=2")  # fmt: skip
 
