@@ -47,6 +47,7 @@ struct SeedAttention {
     const long sample = work.data[index / a.heads].sample, head = index % a.heads;
     const long size = padded(a.width);
     const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
+    const bool around = around_caches<T>(a.samples * a.seeds * a.heads * a.width);
     T* out = at(a.out, sample * a.seeds, head);
     float* lse = a.lse + sample * a.seeds * a.heads + head;
     if (keys == 0) {
@@ -74,7 +75,8 @@ struct SeedAttention {
         read_chunk(tile(i), key, value, n, s, j == 0, kNoBand, 0, 0, &ahead);
     }
     for (long i = 0; i < a.seeds; i += kSeeds)
-      finish(tile(i), out + i * a.out.row, a.out.row, lse + i * a.heads, a.heads);
+      finish(tile(i), out + i * a.out.row, a.out.row, lse + i * a.heads, a.heads, around);
+    if (around) end_around();
     return true;
   }
 
@@ -88,6 +90,7 @@ struct SeedAttention {
     float *v = k + kSeedKeys * size, *dk = v + kSeedKeys * size, *dv = dk + kSeedKeys * size;
     float *s = dv + kSeedKeys * size, *ds = s + kSeedKeys * kSeeds, *lse = ds + kSeedKeys * kSeeds;
     float *delta = lse + lanes(), *gradt = delta + lanes(), *grad = gradt + panels();
+    const bool around = around_caches<T>(a.rows * a.heads * a.width);
     const float *qt = seeds + head * (panels() + rows()), *q = qt + panels();
     for (long i = 0; i < rows(); i++) dq[i] = 0.0f;
     for (long sample = first; sample < last; sample++) {
@@ -118,10 +121,11 @@ struct SeedAttention {
           differentiate_chunk(tile, key, value, n, s, ds, dk, dv, false, i > 0, kNoBand, 0, 0,
                               &ahead);
         }
-        write_rows(dk, n, a.width, (float)a.scale, at(a.dk, start + j, head), a.dk.row);
-        write_rows(dv, n, a.width, 1.0f, at(a.dv, start + j, head), a.dv.row);
+        write_rows(dk, n, a.width, (float)a.scale, at(a.dk, start + j, head), a.dk.row, around);
+        write_rows(dv, n, a.width, 1.0f, at(a.dv, start + j, head), a.dv.row, around);
       }
     }
+    if (around) end_around();
     return true;
   }
 

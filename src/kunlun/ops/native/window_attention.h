@@ -6,6 +6,7 @@
 namespace KUNLUN_ISA {
 
 constexpr long kQueries = 32;  // lanes of a tile; more would reach more keys outside the band
+constexpr long kCopied = 1 << 18;  // floats of k and v that an item keeps: half the second cache
 constexpr long kBandKeys = 160;  // key rows at a time: all that a tile reads at a window of 64
 
 template <class T>
@@ -49,38 +50,74 @@ struct WindowAttention {
             next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
   }
 
+  // A forward's item is a part of a sequence and some of its key heads. Every block of queries is
+  // read by all of them, since their rows stand side by side in memory. k is read where it stands
+  // if products can take it there. v is copied, each row once: a tile reads it several times, and
+  // rows so far apart compete for the same few places of the first cache.
+  long copies() const { return sizeof(T) == 4 && a.width % kLanes == 0 ? 1 : 2; }
+  long above() const { return a.causal ? 0 : reach(); }
+  // Rows of a head that are kept: twice what a tile reads, so that they seldom have to move up.
+  long kept(long rows) const { return least(rows, 2 * (reach() + kQueries + above())); }
+  long together() const {
+    return least(a.kv_heads, most(1, kCopied / (copies() * kept(a.rows) * padded(a.width))));
+  }
+  long slices() const { return (a.kv_heads + together() - 1) / together(); }
+
   bool forward(int64_t index) const {
-    const Item it = item(index);
-    if (it.rows == 0) return true;
+    const Part& part = work.data[index / slices()];
+    const long start = a.offsets[part.sample], rows = a.offsets[part.sample + 1] - start;
     const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
+    const long group = index % slices() * together(), groups = least(together(), a.kv_heads - group);
+    const bool around = around_caches<T>(a.rows * a.heads * width);
     const float scale = (float)a.scale * kLog2E;
-    float* k = scratch(2 * it.rows * size + kBandKeys * kQueries + kQueries * (width + 2 + size));
-    if (!k) return false;
-    float *v = k + it.rows * size, *s = v + it.rows * size, *qt = s + kBandKeys * kQueries;
-    float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
-    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
-    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
-    Later<T> next = after(index, it);
-    for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      tiles(it, [&](long i, long n, long from, long to) {
-        Ahead ahead;
-        ahead.add(at(a.q, it.start + i + n, h), a.q.row, least(kQueries, it.last - i - n), width);
-        next.add_to(ahead);
-        ahead.spread(tiles_of(to - from, n / kLanes + 1) + tiles_of(n, size / kLanes));
-        read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
+    long base = most(0, part.first - reach()), copied = base;  // rows that stand in the buffers
+    const long room = kept(least(rows, part.last + above()) - base) * size, all = copies() * room;
+    float* v = scratch(groups * all + kBandKeys * kQueries + kQueries * (width + 2 + size));
+    if (!v) return false;
+    float *s = v + groups * all, *qt = s + kBandKeys * kQueries, *top = qt + kQueries * width;
+    float *total = top + kQueries, *result = total + kQueries;
+    for (long i = part.first; i < part.last; i += kQueries) {
+      const long n = least(kQueries, part.last - i);
+      const long from = most(0, i - reach()), to = least(rows, i + n + above());
+      if ((to - base) * size > room) {
+        for (float* buffer = v; buffer < s; buffer += room)
+          memmove(buffer, buffer + (from - base) * size, (copied - from) * size * sizeof(float));
+        base = from;
+      }
+      for (long h = group * share; h < (group + groups) * share; h++) {
+        const long g = h / share, more = start + copied, next = start + i + n;
+        float *values = v + (g - group) * all - base * size, *keys = values + room;
+        Ahead ahead;  // the copying asks for v well enough
+        ahead.add(at(a.q, next, h), a.q.row, least(kQueries, a.rows - next), width);
+        if (h % share == 0) {
+          ahead.add(at(a.k, start + to, g), a.k.row, least(kQueries, a.rows - start - to), width);
+          read_rows(at(a.v, more, g), a.v.row, to - copied, width, 1.0f, values + copied * size);
+          if (copies() == 2)
+            read_rows(at(a.k, more, g), a.k.row, to - copied, width, 1.0f, keys + copied * size);
+        }
+        ahead.spread(tiles_of(to - from, padded(n) / kLanes) + tiles_of(n, size / kLanes));
+        read_panels(at(a.q, start + i, h), a.q.row, n, width, scale, qt);
         const QueryTile tile = {n, padded(n), width, qt, top, total, result};
+        Left key = {keys, size};
+        if constexpr (sizeof(T) == 4)
+          if (copies() == 1) key = {at(a.k, start, g), a.k.row};
         for (long j = from; j < to; j += kBandKeys)
-          read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
+          read_chunk(tile, {key.p + j * key.row, key.row}, {values + j * size, size},
                      least(kBandKeys, to - j), s, j == from, band(), j, i, &ahead);
-        finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
-               a.heads);
-      });
+        finish(tile, at(a.out, start + i, h), a.out.row, a.lse + (start + i) * a.heads + h,
+               a.heads, around);
+      }
+      copied = to;
+    }
+    if (around) end_around();
     return true;
   }
 
   bool backward(int64_t index) const {
     const Item it = item(index);
     if (it.rows == 0) return true;
+    const bool around = around_caches<T>(a.rows * a.heads * a.width);
+    const bool around_keys = around_caches<T>(a.rows * a.kv_heads * a.width);
     const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
     const float scale = (float)a.scale * kLog2E;
     float* k = scratch(4 * it.rows * size + 2 * kBandKeys * kQueries +
@@ -102,7 +139,7 @@ struct WindowAttention {
         ahead.add(at(a.grad, later, h), a.grad.row, more, width);
         ahead.add(at(a.out, later, h), a.out.row, more, width);
         next.add_to(ahead);
-        ahead.spread(2 * tiles_of(to - from, n / kLanes + 1));
+        ahead.spread(2 * tiles_of(to - from, padded(n) / kLanes));
         const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
         read_panels(query.p, query.row, n, width, scale, qt);
         const Left outer = read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h),
@@ -118,11 +155,13 @@ struct WindowAttention {
           differentiate_chunk(tile, {key.p + j * key.row, key.row},
                               {value.p + j * value.row, value.row}, least(kBandKeys, to - j), s, ds,
                               dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
-        write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
+        write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row, around);
       });
     }
-    write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row);
-    write_rows(dv, it.rows, width, 1.0f, at(a.dv, it.start, it.group), a.dv.row);
+    write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row,
+               around_keys);
+    write_rows(dv, it.rows, width, 1.0f, at(a.dv, it.start, it.group), a.dv.row, around_keys);
+    if (around) end_around();
     return true;
   }
 
@@ -133,7 +172,7 @@ struct WindowAttention {
     if (!c.work.data) return kNoMemory;
     const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
                                : call<WindowAttention, &WindowAttention::forward>;
-    return run_items(c.work.count * a->kv_heads, a->threads, body, &c) ? kDone : kNoMemory;
+    return run_items(c.work.count * (backward ? a->kv_heads : c.slices()), a->threads, body, &c) ? kDone : kNoMemory;
   }
 };
 
