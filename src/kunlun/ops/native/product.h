@@ -164,12 +164,14 @@ static inline void read_rows(const T* from, long stride, long rows, long width, 
 }
 
 // The rows where they are, if products can take them there, or else in `buffer`. Rows further
-// apart than this would compete for the same few places of the first cache.
-constexpr long kNear = 128;
+// apart than kNear would compete for the same few places of the first cache, which a left factor
+// that is read but once or twice does not mind.
+constexpr long kNear = 128, kAnywhere = 1L << 40;
 template <class T>
-static inline Left read_rows(const T* from, long stride, long rows, long width, float* buffer) {
+static inline Left read_rows(const T* from, long stride, long rows, long width, float* buffer,
+                             long apart = kNear) {
   if constexpr (sizeof(T) == 4)
-    if (width % kLanes == 0 && stride <= kNear) return {from, stride};
+    if (width % kLanes == 0 && stride <= apart) return {from, stride};
   read_rows(from, stride, rows, width, 1.0f, buffer);
   return {buffer, padded(width)};
 }

@@ -10,12 +10,30 @@ namespace KUNLUN_ISA {
 
 constexpr float kBanned = -1e30f;     // finite: a wholly banned column holds numbers, not NaN
 constexpr float kLog2E = 1.44269504f;
+constexpr long kKept = 1 << 18;  // floats that an item keeps: half of the second cache
+
 
 // Key j0 + j may be read by query i0 + i where low <= (j0 + j) - (i0 + i) <= high.
 struct Band {
   long low, high;
 };
 constexpr Band kNoBand = {-(1L << 40), 1L << 40};
+
+// Heads that an item of a forward takes at once, since their rows stand side by side in memory: as
+// many as kKept allows at `each` floats, and fewer where threads would not get four items each.
+static inline long heads_at_once(long heads, long each, long samples, long threads) {
+  const long some = threads > 1 ? samples * heads / (4 * threads) : heads;
+  return most(1, least(least(heads, kKept / most(1, each)), some));
+}
+
+// Asks for a share of rows that all heads of an item will read, `width` elements in all: in the
+// order of memory, a page after the other, which a head at a time does not do.
+template <class T>
+static inline void ask_share(Ahead& ahead, const T* from, long stride, long rows, long width,
+                             long turn, long turns) {
+  const long each = (rows + turns - 1) / turns, first = turn * each;
+  ahead.add(from + first * stride, stride, least(each, rows - first), width);
+}
 
 // Of a chunk's keys those that one of `queries` queries from `query` on may read.
 static inline Span keys_of(Band band, long keys, long key, long queries, long query) {

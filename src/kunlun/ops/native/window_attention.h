@@ -1,12 +1,12 @@
 // Window attention: row i of a sequence reads rows j with |i - j| <= window (causal: and j <= i).
-// One item is a sequence and a key head; its gradients of k and v are its own.
+// A forward's item is a part of a sequence and some key heads. A backward's is a sequence and a key
+// head; its gradients of k and v are its own.
 #pragma once
 #include "softmax.h"
 
 namespace KUNLUN_ISA {
 
 constexpr long kQueries = 32;  // lanes of a tile; more would reach more keys outside the band
-constexpr long kCopied = 1 << 18;  // floats of k and v that an item keeps: half the second cache
 constexpr long kBandKeys = 160;  // key rows at a time: all that a tile reads at a window of 64
 
 template <class T>
@@ -50,16 +50,16 @@ struct WindowAttention {
             next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
   }
 
-  // A forward's item is a part of a sequence and some of its key heads. Every block of queries is
-  // read by all of them, since their rows stand side by side in memory. k is read where it stands
-  // if products can take it there. v is copied, each row once: a tile reads it several times, and
-  // rows so far apart compete for the same few places of the first cache.
+  // A forward has all its heads read for a tile of queries before the next. k is read where it
+  // stands if products can take it there. v is copied, each row once: a tile reads it several
+  // times, and rows so far apart compete for the same few places of the first cache.
   long copies() const { return sizeof(T) == 4 && a.width % kLanes == 0 ? 1 : 2; }
   long above() const { return a.causal ? 0 : reach(); }
   // Rows of a head that are kept: twice what a tile reads, so that they seldom have to move up.
   long kept(long rows) const { return least(rows, 2 * (reach() + kQueries + above())); }
   long together() const {
-    return least(a.kv_heads, most(1, kCopied / (copies() * kept(a.rows) * padded(a.width))));
+    const long each = copies() * kept(a.rows) * padded(a.width);
+    return heads_at_once(a.kv_heads, each, work.count, a.threads);
   }
   long slices() const { return (a.kv_heads + together() - 1) / together(); }
 
@@ -67,7 +67,9 @@ struct WindowAttention {
     const Part& part = work.data[index / slices()];
     const long start = a.offsets[part.sample], rows = a.offsets[part.sample + 1] - start;
     const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
-    const long group = index % slices() * together(), groups = least(together(), a.kv_heads - group);
+    const long group = index % slices() * together();
+    const long groups = least(together(), a.kv_heads - group);
+    const long first = group * share, heads = groups * share;
     const bool around = around_caches<T>(a.rows * a.heads * width);
     const float scale = (float)a.scale * kLog2E;
     long base = most(0, part.first - reach()), copied = base;  // rows that stand in the buffers
@@ -84,13 +86,17 @@ struct WindowAttention {
           memmove(buffer, buffer + (from - base) * size, (copied - from) * size * sizeof(float));
         base = from;
       }
-      for (long h = group * share; h < (group + groups) * share; h++) {
-        const long g = h / share, more = start + copied, next = start + i + n;
+      for (long h = first; h < first + heads; h++) {
+        const long g = h / share, more = start + copied;
+        const long next = start + i + n, after = start + to;
+        // Where row 0 of the sequence would stand.
         float *values = v + (g - group) * all - base * size, *keys = values + room;
-        Ahead ahead;  // the copying asks for v well enough
-        ahead.add(at(a.q, next, h), a.q.row, least(kQueries, a.rows - next), width);
+        Ahead ahead;  // for v its copying asks well enough
+        ask_share(ahead, at(a.q, next, first), a.q.row, least(kQueries, a.rows - next),
+                  heads * width, h - first, heads);
         if (h % share == 0) {
-          ahead.add(at(a.k, start + to, g), a.k.row, least(kQueries, a.rows - start - to), width);
+          ask_share(ahead, at(a.k, after, group), a.k.row, least(kQueries, a.rows - after),
+                    groups * width, g - group, groups);
           read_rows(at(a.v, more, g), a.v.row, to - copied, width, 1.0f, values + copied * size);
           if (copies() == 2)
             read_rows(at(a.k, more, g), a.k.row, to - copied, width, 1.0f, keys + copied * size);
@@ -172,7 +178,8 @@ struct WindowAttention {
     if (!c.work.data) return kNoMemory;
     const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
                                : call<WindowAttention, &WindowAttention::forward>;
-    return run_items(c.work.count * (backward ? a->kv_heads : c.slices()), a->threads, body, &c) ? kDone : kNoMemory;
+    const long items = c.work.count * (backward ? a->kv_heads : c.slices());
+    return run_items(items, a->threads, body, &c) ? kDone : kNoMemory;
   }
 };
 
