@@ -18,43 +18,14 @@ struct WindowAttention {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
   }
 
-  struct Item {
-    long group, start, rows;  // the keys it reads
-    long first, last;         // its queries, counted from the first of them
-  };
-  Item item(int64_t index) const {
-    const Part& part = work.data[index / a.kv_heads];
-    const long start = a.offsets[part.sample], all = a.offsets[part.sample + 1] - start;
-    const long from = most(0, part.first - reach());
-    const long to = least(all, part.last + (a.causal ? 0 : reach()));
-    return {index % a.kv_heads, start + from, to - from, part.first - from, part.last - from};
-  }
   long reach() const { return least(a.window, 1L << 30); }
-  Band band() const { return {-reach(), a.causal ? 0 : reach()}; }
-
-  // Calls f(first query, queries, first key, past the last key) for every tile.
-  template <class F>
-  void tiles(const Item& it, F f) const {
-    for (long i = it.first; i < it.last; i += kQueries) {
-      const long n = least(kQueries, it.last - i);
-      f(i, n, most(0, i - reach()), least(it.rows, i + n + (a.causal ? 0 : reach())));
-    }
-  }
-
-  // k and v of the item that this thread is likely to take next.
-  Later<T> after(int64_t index, const Item& it) const {
-    if (index + a.threads >= work.count * a.kv_heads) return {};
-    const Item next = item(index + a.threads);
-    const long steps = (it.last - it.first + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
-    return {at(a.k, next.start, next.group), at(a.v, next.start, next.group), a.k.row, a.v.row,
-            next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
-  }
+  long above() const { return a.causal ? 0 : reach(); }
+  Band band() const { return {-reach(), above()}; }
 
   // A forward has all its heads read for a tile of queries before the next. k is read where it
   // stands if products can take it there. v is copied, each row once: a tile reads it several
   // times, and rows so far apart compete for the same few places of the first cache.
   long copies() const { return sizeof(T) == 4 && a.width % kLanes == 0 ? 1 : 2; }
-  long above() const { return a.causal ? 0 : reach(); }
   // Rows of a head that are kept: twice what a tile reads, so that they seldom have to move up.
   long kept(long rows) const { return least(rows, 2 * (reach() + kQueries + above())); }
   long together() const {
@@ -119,6 +90,23 @@ struct WindowAttention {
     return true;
   }
 
+  struct Item {  // of a backward: a whole sequence and a key head
+    long group, start, rows;
+  };
+  Item item(int64_t index) const {
+    const long sample = work.data[index / a.kv_heads].sample, start = a.offsets[sample];
+    return {index % a.kv_heads, start, a.offsets[sample + 1] - start};
+  }
+
+  // k and v of the item that this thread is likely to take next.
+  Later<T> after(int64_t index, const Item& it) const {
+    if (index + a.threads >= work.count * a.kv_heads) return {};
+    const Item next = item(index + a.threads);
+    const long steps = (it.rows + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
+    return {at(a.k, next.start, next.group), at(a.v, next.start, next.group), a.k.row, a.v.row,
+            next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
+  }
+
   bool backward(int64_t index) const {
     const Item it = item(index);
     if (it.rows == 0) return true;
@@ -138,8 +126,10 @@ struct WindowAttention {
     Later<T> next = after(index, it);
     for (long h = it.group * share; h < (it.group + 1) * share; h++) {
       long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
-      tiles(it, [&](long i, long n, long from, long to) {
-        const long row = it.start + i, later = row + n, more = least(kQueries, it.last - i - n);
+      for (long i = 0; i < it.rows; i += kQueries) {
+        const long n = least(kQueries, it.rows - i), more = least(kQueries, it.rows - i - n);
+        const long from = most(0, i - reach()), to = least(it.rows, i + n + above());
+        const long row = it.start + i, later = row + n;
         Ahead ahead;
         ahead.add(at(a.q, later, h), a.q.row, more, width);
         ahead.add(at(a.grad, later, h), a.grad.row, more, width);
@@ -162,7 +152,7 @@ struct WindowAttention {
                               {value.p + j * value.row, value.row}, least(kBandKeys, to - j), s, ds,
                               dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
         write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row, around);
-      });
+      }
     }
     write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row,
                around_keys);
