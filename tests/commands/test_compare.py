@@ -29,7 +29,7 @@ def test_two_models_from_plan_to_page(kunlun, data: str, tmp_path: Path) -> None
     assert "model.dim=" in shown
     assert not (tmp_path / "runs").exists()
 
-    result = kunlun(*line, *budget)
+    result = kunlun(*line, *budget, "--jobs", "2")
     assert result.code == 0, result.err
     assert "[2/2] dcnv2 seed 0: training" in result.err
     assert "Difference from kunlun" in result.out
@@ -39,6 +39,7 @@ def test_two_models_from_plan_to_page(kunlun, data: str, tmp_path: Path) -> None
     }  # fmt: skip
     report = json.loads(kunlun(*line, *budget, "--json").out)
     assert report == json.loads((out / "compare.json").read_text())
+    assert report["jobs"] == 2
     again = json.loads(kunlun("evaluate", str(out / "cells/dcnv2/seed0"), "--json").out)
     ne = report["models"][1]["test"]["click"]["ne"]["mean"]
     assert again["tasks"]["click"]["ne"] == ne
@@ -105,3 +106,23 @@ def test_an_impossible_ablation_is_one_line(kunlun, data: str) -> None:
     code, _, err = kunlun("compare", "demo", data, *few, "--models", "kunlun", "--dry-run")
     assert code == 2
     assert "kunlun: experts (9) must not exceed" in err
+
+
+def test_trials_are_planned(kunlun, data: str, tmp_path: Path) -> None:
+    file = tmp_path / "tries.yaml"
+    file.write_text("all: [{}, {train: {lr: 0.01}}]\ndin: [{}, {model: {hidden: 40}}]\n")
+    line = ("compare", "demo", data, *FEW, "--models", "kunlun,din", "--trials", "tries.yaml")
+    shown = kunlun(*line, "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "kunlun-trial2" in shown.out
+    assert "model.hidden=40" in shown.out
+    assert "2 models x 2 trials of seed 0, to runs/demo-compare/trials" in shown.out
+    plan = json.loads(kunlun(*line, "--dry-run", "--json").out)
+    assert plan["trials"]["kunlun"][1]["changed"] == {"train.lr": 0.01}
+    file.write_text("all: [{}, {train: {lr: -1}}]\n")
+    code, out, err = kunlun(*line)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: tries.yaml: all, trial 2, for kunlun: "
+        "train: train.lr is -1.0, expected more than 0\n"
+    )

@@ -17,6 +17,7 @@ from kunlun.errors import ConfigError
 from kunlun.features.batch import Batch
 from kunlun.layers.norm import layer_norm
 from kunlun.layers.personalized_ffn import START_RATIO, PersonalizedFFN, PersonalizedFFNConfig
+from kunlun.layers.pooling import PoolingConfig, SeedPooling
 from kunlun.models.flops import count, lengths_of
 from kunlun.models.kunlun import Kunlun, KunlunConfig
 from kunlun.ops import gdpa
@@ -55,6 +56,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "linear_compression": {
         "tower": TOWER | {"pooling": {"seeds": 6, "tokens": 2, "compress": "linear"}}
     },
+    "sums": {"tower": TOWER | {"pooling": {"seeds": 6, "tokens": 2, "reduce": "sum"}}},
     "full_attention": {"tower": TOWER | {"window": None}},
     "no_attention": {"tower": TOWER | {"attention": "none"}},
     "rope": {"tower": TOWER | {"time": {"mode": "rope"}}},
@@ -74,6 +76,20 @@ def test_every_switch_trains_and_counts(name: str) -> None:
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     planned = 5 * sum(row.flops for row in count(model, lengths_of(batch)))
     assert planned == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["hsp", "pma"])
+@pytest.mark.parametrize(("reduce", "ratio"), [("mean", 1.0), ("sum", 3.0)])
+def test_only_a_sum_tells_one_event_from_three_like_it(
+    kind: str, reduce: str, ratio: float
+) -> None:
+    torch.manual_seed(0)
+    values = {"kind": kind, "seeds": 6, "tokens": 2, "rank": 2, "reduce": reduce}
+    pooling = SeedPooling(16, 2, 8, parse(PoolingConfig, values, "test"))
+    event = torch.randn(1, 16)
+    once = Jagged(event, torch.tensor([0, 1]), 16)
+    thrice = Jagged(event.repeat(3, 1), torch.tensor([0, 3]), 16)
+    torch.testing.assert_close(pooling(thrice, None), ratio * pooling(once, None))
 
 
 def test_a_model_is_built_and_run_on_the_meta_device() -> None:

@@ -16,7 +16,17 @@ from kunlun.ops import choose, hstu_attention
 from kunlun.ops.flops import window_pairs
 from kunlun.ops.hstu_attention.op import hstu_attention_backward_op, hstu_attention_op
 from kunlun.ops.hstu_attention.reference import hstu_attention_reference
-from tests.ops.helpers import LENGTHS, assert_matches, bits, gradients, normal, offsets_of
+from tests.ops.helpers import (
+    BACKENDS,
+    LENGTHS,
+    assert_matches,
+    bits,
+    gradients,
+    needs_native,
+    normal,
+    offsets_of,
+    on_each_backend,
+)
 
 NAMES = ("q", "k", "v", "position_bias", "time_bias")
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
@@ -48,6 +58,8 @@ CASES = [  # lengths, window, H, D, dtype
     ((257, 256, 255), 20, 3, 8, F32),
     ((700,), 150, 8, 8, torch.float16),
     ((700,), None, 8, 8, F32),
+    ((130, 20), None, 3, 5, F32),
+    ((40, 260), 129, 2, 129, F32),
 ]
 
 
@@ -57,47 +69,64 @@ def _case_id(case: tuple) -> str:
     return f"L{shown}-w{window}-H{heads}-D{dim}-{str(dtype)[6:]}"
 
 
-@pytest.mark.parametrize("case", CASES, ids=_case_id)
-def test_hstu_attention_matches_reference(case: tuple) -> None:
+@pytest.mark.parametrize(("case", "backend"), on_each_backend(CASES, _case_id))
+def test_hstu_attention_matches_reference(case: tuple, backend: str) -> None:
     lengths, window, heads, dim, dtype = case
     inputs, offsets, time = make(lengths, heads, dim, dtype)
     kwargs = {"window": window, "out_scale": 0.1}
     assert_matches(
-        on(hstu_attention, offsets, time, **kwargs),
+        on(hstu_attention, offsets, time, backend=backend, **kwargs),
         on(hstu_attention_reference, offsets, time, **kwargs),
         inputs,
         NAMES,
     )
 
 
-def test_hstu_attention_takes_a_scale() -> None:
+def pair(backend: str, offsets: Tensor, time: Tensor, **kwargs: object) -> tuple[Run, Run]:
+    """The operator on a backend, and the reference."""
+    ours = on(hstu_attention, offsets, time, backend=backend, **kwargs)
+    return ours, on(hstu_attention_reference, offsets, time, **kwargs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hstu_attention_takes_a_scale(backend: str) -> None:
     inputs, offsets, time = make((9, 4))
-    runs = [on(f, offsets, time, scale=3.0) for f in (hstu_attention, hstu_attention_reference)]
-    assert_matches(*runs, inputs, NAMES)
+    assert_matches(*pair(backend, offsets, time, scale=3.0), inputs, NAMES)
 
 
-@pytest.mark.parametrize("tables", [(1, 1), (1, 80), (30, 1)], ids=str)
-def test_hstu_attention_takes_any_number_of_buckets(tables: tuple[int, int]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tables", [(1, 1), (1, 80), (30, 1), (200, 64), (2, 33)], ids=str)
+def test_hstu_attention_takes_any_number_of_buckets(tables: tuple[int, int], backend: str) -> None:
     inputs, offsets, time = make((20, 0, 3))
     inputs[3:] = [normal(n) for n in tables]
-    runs = [on(f, offsets, time) for f in (hstu_attention, hstu_attention_reference)]
-    assert_matches(*runs, inputs, NAMES)
+    assert_matches(*pair(backend, offsets, time), inputs, NAMES)
 
 
-def test_time_has_two_buckets_an_octave() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float64_times_keep_their_seconds(backend: str) -> None:
+    """Since 1970 in float32 they would be two minutes apart or not at all."""
+    inputs, offsets, _ = make((40, 3))
+    time = 1.7e9 + normal(43, dtype=F64, seed=6).exp().cumsum(0)
+    assert_matches(*pair(backend, offsets, time), inputs, NAMES)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_time_has_two_buckets_an_octave(backend: str) -> None:
     gaps = [0.0, 0.99, 1.0, 1.49, 1.5, 2.0, 3.0, 3.9, 4.0, 6.0, 4e9]
     one = torch.ones(len(gaps) * 2, 1, 1)
     time = torch.tensor([x for gap in gaps for x in (1e-30, gap)], dtype=F64)
     offsets = offsets_of((2,) * len(gaps))
     table = torch.arange(64.0) * 100
     # row 1 of a pair holds silu(0 + table[0]) + silu(0 + table[bucket]) = 0 + 100 * bucket
-    out = hstu_attention(0 * one, one, one, offsets, time, torch.zeros(1), table)
+    rest = (offsets, time, torch.zeros(1), table)
+    out = hstu_attention(0 * one, one, one, *rest, backend=backend)
     assert (out[1::2, 0, 0] / 100).round().tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 63]
 
 
-def test_a_later_row_reads_an_earlier_one_and_not_the_other_way() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_later_row_reads_an_earlier_one_and_not_the_other_way(backend: str) -> None:
     inputs, offsets, time = make((6,))
-    run = on(hstu_attention, offsets, time)
+    run = on(hstu_attention, offsets, time, backend=backend)
     before = run(*inputs)
     inputs[2] = inputs[2].clone()
     inputs[2][3] += 1
@@ -105,23 +134,25 @@ def test_a_later_row_reads_an_earlier_one_and_not_the_other_way() -> None:
     assert changed.tolist() == [False] * 3 + [True] * 3
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
-def test_hstu_attention_takes_int32_and_strided_inputs(dtype: torch.dtype) -> None:
+def test_hstu_attention_takes_int32_and_strided_inputs(dtype: torch.dtype, backend: str) -> None:
     inputs, _, time = make((5, 0, 7))
     q, k, v = normal(12, 2, 3, 16).transpose(1, 2).unbind(1)
     rows = offsets_of((5, 0, 7), dtype)
     dense = [x.contiguous() for x in (q, k, v)]
     apart = torch.stack([time, time], 1)[:, 0]
     assert torch.equal(
-        hstu_attention(q, k, v, rows, apart, *inputs[3:]),
-        hstu_attention(*dense, rows.long(), time, *inputs[3:]),
+        hstu_attention(q, k, v, rows, apart, *inputs[3:], backend=backend),
+        hstu_attention(*dense, rows.long(), time, *inputs[3:], backend=backend),
     )
 
 
-def test_half_precision_rows_take_float32_tables() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_half_precision_rows_take_float32_tables(backend: str) -> None:
     inputs, offsets, time = make((20, 3), dtype=BF16)
     inputs[3:] = [x.float() for x in inputs[3:]]
-    out, *grads = gradients(on(hstu_attention, offsets, time), inputs)
+    out, *grads = gradients(on(hstu_attention, offsets, time, backend=backend), inputs)
     assert [x.dtype for x in (out, *grads)] == [BF16] * 4 + [F32] * 2
 
 
@@ -132,10 +163,11 @@ def test_hstu_attention_gradcheck(window: int | None) -> None:
     assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in inputs])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 7.0], ids=str)
 @pytest.mark.parametrize("sample", [1, 4, 6])
 def test_hstu_attention_sample_is_bit_equal_whatever_its_neighbours_hold(
-    sample: int, poison: float
+    sample: int, poison: float, backend: str
 ) -> None:
     lengths = (70, 66, 67, 5, 5, 5, 300)
     inputs, offsets, time = make(lengths)
@@ -143,33 +175,62 @@ def test_hstu_attention_sample_is_bit_equal_whatever_its_neighbours_hold(
     dirty = [torch.full_like(x, poison) for x in (*inputs[:3], time)]
     for x, y in zip((*inputs[:3], time), dirty, strict=True):
         y[own] = x[own]
-    clean = gradients(on(hstu_attention, offsets, time), inputs)
-    other = gradients(on(hstu_attention, offsets, dirty[3]), [*dirty[:3], *inputs[3:]])
+    clean = gradients(on(hstu_attention, offsets, time, backend=backend), inputs)
+    run = on(hstu_attention, offsets, dirty[3], backend=backend)
+    other = gradients(run, [*dirty[:3], *inputs[3:]])
     for a, b in zip(clean[:4], other[:4], strict=True):
         assert torch.equal(bits(a[own]), bits(b[own]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [None, 10])
 @pytest.mark.parametrize("length", [1, 7, 16, 18, 50, 67, 130, 300])
 def test_hstu_attention_sample_is_bit_equal_whatever_its_neighbours_lengths(
-    length: int, window: int | None
+    length: int, window: int | None, backend: str
 ) -> None:
     alone, offsets, time = make((length,), heads=3, dim=24)
     others, _, later = make((5, 40, length, 1), heads=3, dim=24)
     crowd = [torch.cat([x, y]) for x, y in zip(alone[:3], others[:3], strict=True)]
     many, times = offsets_of((length, 5, 40, length, 1)), torch.cat([time, later])
-    by_itself = gradients(on(hstu_attention, offsets, time, window=window), alone)
-    run = on(hstu_attention, many, times, window=window)
+    settings = {"window": window, "backend": backend}
+    by_itself = gradients(on(hstu_attention, offsets, time, **settings), alone)
+    run = on(hstu_attention, many, times, **settings)
     in_crowd = gradients(run, [*crowd, *alone[3:]])
     for a, b in zip(by_itself[:4], in_crowd[:4], strict=True):
         assert torch.equal(bits(a), bits(b[:length]))
 
 
-def test_hstu_attention_runs_are_bit_equal() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hstu_attention_runs_are_bit_equal(backend: str) -> None:
     inputs, offsets, time = make((50, 3, 0, 300))
-    run = on(hstu_attention, offsets, time)
+    run = on(hstu_attention, offsets, time, backend=backend)
     for a, b in zip(gradients(run, inputs), gradients(run, inputs), strict=True):
         assert torch.equal(bits(a), bits(b))
+
+
+@needs_native
+@pytest.mark.parametrize("window", [None, 1100])
+def test_native_bits_do_not_depend_on_the_number_of_threads(window: int | None) -> None:
+    """Several threads share a forward of more than 1024 rows."""
+    inputs, offsets, time = make((2100, 3, 0, 300), dim=8)
+    run = on(hstu_attention, offsets, time, window=window, backend="native")
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            results.append(gradients(run, inputs))
+        finally:
+            torch.set_num_threads(before)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(bits(a), bits(b))
+
+
+@needs_native
+def test_native_groups_of_heads_agree_with_the_reference() -> None:
+    """k and v of 8 heads of 64 outgrow a core's cache: an item reads some heads only."""
+    inputs, offsets, time = make((600, 500), heads=8, dim=64)
+    assert_matches(*pair("native", offsets, time, out_scale=0.1), inputs, NAMES)
 
 
 class _Largest(TorchDispatchMode):
@@ -190,7 +251,7 @@ def test_hstu_attention_keeps_one_tile_of_scores(window: int | None) -> None:
     inputs, offsets, time = make((4096,), heads=1, dim=4)
     leaves = [x.requires_grad_() for x in inputs]
     with _Largest() as largest:
-        out = on(hstu_attention, offsets, time, window=window)(*leaves)
+        out = on(hstu_attention, offsets, time, window=window, backend="portable")(*leaves)
         torch.autograd.grad(out.sum(), leaves)
     rows, tile = 4097 * 4, 128 * 1024 + 64  # all scores would be 16 million
     assert largest.seen <= (tile if window is None else rows)
@@ -270,10 +331,12 @@ def test_shape_error_names_the_argument(call: Callable[[], Tensor], message: str
         call()
 
 
-def test_only_the_portable_path_exists_and_says_so() -> None:
-    assert choose("hstu_attention", device="cpu") == (
+@needs_native
+def test_choice_says_why() -> None:
+    assert choose("hstu_attention", device="cpu").backend == "native"
+    assert choose("hstu_attention", device="cpu", dtype=F64) == (
         "portable",
-        "this release has no native hstu_attention",
+        "the native library computes float32 and bfloat16 and the dtype is torch.float64",
     )
-    with pytest.raises(BackendError, match="no native hstu_attention; use 'portable'"):
-        run(X, X, X, backend="native")
+    with pytest.raises(BackendError, match=r"the dtype is torch\.float64; use 'portable'"):
+        hstu_attention(*[X.double()] * 3, ROWS, T, TABLE, TABLE, backend="native")

@@ -90,6 +90,9 @@ def test_notes_say_what_was_left_out(report) -> None:
         assert "softmax is left out: it is no switch." in words
         assert "flops are within 5% of 1e+06" in words
         assert "over 2 seeds" in words
+    assert "at a time" not in text(report)
+    report["jobs"] = 4
+    assert "Runs were trained 4 at a time, so their samples/s" in text(report)
     report["seeds"] = [0]
     assert "one seed, so the noise of training is not in them" in text(report)
 
@@ -119,3 +122,26 @@ def test_one_model_is_a_report_too(report) -> None:
     report["models"] = report["models"][:1]
     assert len(tables(report)) == 2
     assert page(report).count("<svg") == 1
+
+
+def test_tuning_shows_every_trial_and_the_chosen_one(report) -> None:
+    def trial(number: int, ne: float | None, **changes: Any) -> dict[str, Any]:
+        failed = "step 3: loss is not finite" if ne is None else None
+        return {"number": number, "changes": changes, "valid_ne": ne, "failed": failed}
+
+    assert "Tuning" not in text(report)
+    report["tuning"] = {
+        "kunlun": {"chosen": 2, "trials": [trial(1, 0.91), trial(2, 0.9, **{"train.lr": 0.01})]},
+        "din": {"chosen": 1, "trials": [trial(1, 0.95), trial(2, None, **{"model.dim": 8})]},
+    }
+    tuning = tables(report)[-1]
+    assert tuning.header == ["model", "trials", "NE of 1", "NE of 2", "chosen", "changes"]
+    assert tuning.rows == [
+        ["kunlun", "2", "0.9100", "0.9000", "2", "train.lr=0.01"],
+        ["din", "2", "0.9500", "-", "1", "as configured"],
+    ]
+    for words in (text(report), markdown(report), page(report)):
+        assert "Tuning: validation NE of every trial" in words
+        assert "Every model had the same number of trials" in words
+        assert "din, trial 2 diverged: step 3" in words
+    assert "1: as configured\n2: model.dim=8" in page(report)

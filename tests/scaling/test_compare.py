@@ -12,7 +12,7 @@ import pytest
 from kunlun.errors import NonFiniteError, RunError
 from kunlun.report.comparison import markdown, page, text
 from kunlun.scaling import cell as cells
-from kunlun.scaling import compare, variants
+from kunlun.scaling import compare, summary, variants
 from kunlun.training import rundir
 
 NAMES = ["kunlun", "dcnv2"]
@@ -225,13 +225,13 @@ def difference(value: float, half: float) -> dict[str, float]:
 
 
 def test_one_seed_has_the_noise_of_rows_alone() -> None:
-    assert compare.combine([difference(0.2, 0.1)]) == {
+    assert summary.combine([difference(0.2, 0.1)]) == {
         "difference": 0.2, "low": pytest.approx(0.1), "high": pytest.approx(0.3), "seeds": 1,
     }  # fmt: skip
 
 
 def test_seeds_add_their_own_noise() -> None:
-    found = compare.combine([difference(v, 0.3) for v in (1.0, 2.0, 3.0)])
+    found = summary.combine([difference(v, 0.3) for v in (1.0, 2.0, 3.0)])
     # Student's t with two degrees of freedom, from tables: 4.303
     half = math.sqrt(0.3**2 + (4.303 * 1.0 / math.sqrt(3)) ** 2)
     assert found["difference"] == 2.0
@@ -241,7 +241,7 @@ def test_seeds_add_their_own_noise() -> None:
 
 def test_undefined_stays_undefined() -> None:
     nothing = dict.fromkeys(("difference", "low", "high"))
-    assert compare.combine([nothing]) is None
-    assert compare.combine([nothing, difference(1.0, 0.5)])["seeds"] == 1
-    assert compare.spread([None, None]) == {"mean": None, "sd": None, "n": 0}
-    assert compare.spread([1.0, None, 3.0])["mean"] == 2.0
+    assert summary.combine([nothing]) is None
+    assert summary.combine([nothing, difference(1.0, 0.5)])["seeds"] == 1
+    assert summary.spread([None, None]) == {"mean": None, "sd": None, "n": 0}
+    assert summary.spread([1.0, None, 3.0])["mean"] == 2.0

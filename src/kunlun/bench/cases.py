@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cached_property, partial, wraps
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from kunlun.ops import (
     flops,
     gdpa,
     gelu_approx,
+    hstu_attention,
     layer_norm,
     rotary,
     seed_attention,
@@ -30,6 +31,7 @@ from kunlun.ops import (
     window_attention,
 )
 from kunlun.ops.gdpa.reference import gdpa_reference
+from kunlun.ops.hstu_attention.reference import hstu_attention_reference
 from kunlun.ops.norms.reference import add_rms_norm_reference, layer_norm_reference
 from kunlun.ops.rotary.reference import rotary_reference
 from kunlun.ops.seed_attention.reference import seed_attention_reference
@@ -37,12 +39,14 @@ from kunlun.ops.sum_kron.reference import sum_kron_reference
 from kunlun.ops.window_attention.reference import window_attention_reference
 
 OPERATORS = (
-    *("gdpa", "window_attention", "seed_attention", "sum_kron", "rotary"),
+    *("gdpa", "window_attention", "seed_attention", "hstu_attention", "sum_kron", "rotary"),
     *("layer_norm", "add_rms_norm", "gelu_approx"),
 )
 OURS = ("native", "portable", "triton")
 WAYS = (*OURS, "padded", "sdpa", "flex", "flash_attn")
 SCALE = 0.1  # of gdpa's scores: about unit size at width 64
+POSITIONS, TIMES = 128, 64  # of hstu_attention: buckets of its biases
+MONTH = 2.6e6  # seconds that its rows are spread over
 TERMS, FEWER = 8, 8  # of sum_kron: terms, and seeds per token
 MOST_SCORES = 2 * 2**30  # bytes; autograd keeps several tensors of this size
 WHOLE: dict[str, tuple[Callable[..., Tensor], int]] = {  # truth in one piece, and its inputs
@@ -101,8 +105,8 @@ class Case:
             return Way(lambda *inputs: ours(*inputs, *rest, **settings))
         if name == "padded":
             return Way(self._padded())
-        if self.operator == "gdpa":
-            raise _Cannot("always has a softmax, and gdpa has none")
+        if self.operator in ("gdpa", "hstu_attention"):
+            raise _Cannot(f"always has a softmax, and {self.operator} has none")
         if self.operator not in ("window_attention", "seed_attention"):
             raise _Cannot("is attention, and this is not")
         padding = plain.Padding(self.lengths, self.device)
@@ -144,6 +148,9 @@ class Case:
             return window_attention, [offsets], {"window": self.shape.window}
         if self.operator == "seed_attention":
             return seed_attention, [offsets], {}
+        if self.operator == "hstu_attention":
+            time = _seconds(self.lengths).to(self.device)
+            return _with_time(hstu_attention, offsets, time), [], _hstu_settings(self.shape)
         others: dict[str, Callable[..., Tensor]] = {
             **{"sum_kron": sum_kron, "rotary": rotary, "layer_norm": layer_norm},
             **{"add_rms_norm": add_rms_norm, "gelu_approx": gelu_approx},
@@ -152,13 +159,15 @@ class Case:
 
     def _padded(self) -> plain.Run:
         padding, shape = plain.Padding(self.lengths, self.device), self.shape
-        if self.operator == "window_attention":
+        if self.operator in ("window_attention", "hstu_attention"):
             size = 4.0 * padding.n * shape.heads * padding.longest**2
             if size > MOST_SCORES:
                 raise _Cannot(
                     f"its scores are {size / 2**30:.1f} GiB, more than the "
                     f"{MOST_SCORES / 2**30:.0f} GiB it is given"
                 )
+            if self.operator == "hstu_attention":
+                return plain.hstu(padding, _seconds(self.lengths).to(self.device), shape.longest)
             return plain.window(padding, shape.window, plain.attend)
         if self.operator == "gdpa":
             return plain.gdpa(padding, SCALE)
@@ -182,6 +191,10 @@ class Case:
             pairs = sum(flops.window_pairs(length, shape.window) for length in self.lengths)
             forward = flops.window_attention_flops(pairs, h, d)
             extra = out + 4.0 * total * h  # the backward reads the result and its sums
+        elif self.operator == "hstu_attention":
+            pairs = sum(flops.window_pairs(t, t, causal=True) for t in self.lengths)
+            forward = flops.gdpa_flops(pairs, h, d)
+            x[3:] = [4.0 * i.numel() for i in self.inputs[3:]]  # tables stay float32
         elif self.operator == "seed_attention":
             forward = flops.seed_attention_flops(total, shape.seeds, h, d)
             extra = out + 4.0 * len(self.lengths) * shape.seeds * h
@@ -198,8 +211,9 @@ class Case:
         return Cost((float(forward), (1 + back) * forward), (once, once + 2 * sum(x) + out + extra))
 
     def cast(self, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-        """(inputs, gradient of the result) in a dtype; rotary's angles stay float32."""
-        keep = 1 if self.operator == "rotary" else len(self.inputs)
+        """(inputs, gradient of the result) in a dtype; rotary's angles and the tables of
+        hstu_attention stay float32."""
+        keep = {"rotary": 1, "hstu_attention": 3}.get(self.operator, len(self.inputs))
         inputs = [x.to(dtype) for x in self.inputs[:keep]] + self.inputs[keep:]
         return inputs, self.outer.to(dtype)
 
@@ -222,6 +236,9 @@ def make(operator: str, shape: Shape, device: torch.device, *, truth: bool = Tru
         result: tuple[int, ...] = (total, h, d)
     elif operator == "window_attention":
         inputs = [rows(total, h, d) for _ in range(3)]
+        result = (total, h, d)
+    elif operator == "hstu_attention":
+        inputs = [*(rows(total, h, d) for _ in range(3)), rows(POSITIONS), rows(TIMES)]
         result = (total, h, d)
     elif operator == "seed_attention":
         inputs = [rows(shape.seeds, h, d), rows(total, h, d), rows(total, h, d)]
@@ -249,6 +266,27 @@ def _offsets(lengths: list[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
+def _seconds(lengths: list[int]) -> Tensor:
+    """When every row happened, in no order; always the same."""
+    return torch.rand(sum(lengths), generator=torch.Generator().manual_seed(2)) * MONTH
+
+
+def _hstu_settings(shape: Shape) -> dict[str, float]:
+    return {"out_scale": 1 / shape.longest}
+
+
+def _with_time(
+    operator: Callable[..., Tensor], offsets: Tensor, time: Tensor
+) -> Callable[..., Tensor]:
+    """hstu_attention of what has gradients: q, k, v and the two tables."""
+
+    @wraps(operator)
+    def run(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor, **settings: Any) -> Tensor:
+        return operator(q, k, v, offsets, time, *tables, **settings)
+
+    return run
+
+
 def _truth(
     operator: str, shape: Shape, lengths: list[int], inputs: list[Tensor], outer: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
@@ -258,7 +296,7 @@ def _truth(
     grads = [torch.zeros(x.shape, dtype=torch.float64) for x in inputs]
     for places, place in _pieces(operator, shape, lengths):
         leaves = [x[i].double().requires_grad_() for x, i in zip(inputs, places, strict=True)]
-        result = _formula(operator, shape, leaves)(*leaves)
+        result = _formula(operator, shape, lengths, places[0][0], leaves)(*leaves)
         out[place] = result.detach()
         for grad, i, part in zip(
             grads, places, torch.autograd.grad(result, leaves, outer[place].double()), strict=True
@@ -282,11 +320,16 @@ def _pieces(operator: str, shape: Shape, lengths: list[int]) -> Iterator[Piece]:
             yield (rows, keys, keys), rows
         elif operator == "window_attention":
             yield (rows, rows, rows), rows
+        elif operator == "hstu_attention":
+            yield (rows, rows, rows, (every,), (every,)), rows
         else:
             yield ((every, head), rows, rows), (slice(b, b + 1), every, head)
 
 
-def _formula(operator: str, shape: Shape, piece: list[Tensor]) -> Callable[..., Tensor]:
+def _formula(
+    operator: str, shape: Shape, lengths: list[int], rows: slice, piece: list[Tensor]
+) -> Callable[..., Tensor]:
+    """rows: those of the first input that are in the piece."""
     if operator in WHOLE:
         return WHOLE[operator][0]
     first, second = (torch.tensor([0, len(x)]) for x in piece[:2])
@@ -294,4 +337,7 @@ def _formula(operator: str, shape: Shape, piece: list[Tensor]) -> Callable[..., 
         return partial(gdpa_reference, q_offsets=first, kv_offsets=second, scale=SCALE)
     if operator == "window_attention":
         return partial(window_attention_reference, offsets=first, window=shape.window)
+    if operator == "hstu_attention":
+        reference = _with_time(hstu_attention_reference, first, _seconds(lengths)[rows])
+        return partial(reference, **_hstu_settings(shape))
     return partial(seed_attention_reference, offsets=second)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kunlun.ops.time_buckets import time_buckets
+
 Run = Callable[..., Tensor]
 
 
@@ -73,6 +75,25 @@ def gdpa(padding: Padding, scale: float) -> Run:
         keys, values = (x.unflatten(0, (padding.n, -1)).transpose(1, 2) for x in (k, v))
         scores = padding.heads(q) @ keys.mT * scale
         return padding.from_heads(F.gelu(scores, approximate="tanh") @ values)
+
+    return run
+
+
+def hstu(padding: Padding, time: Tensor, longest: int) -> Run:
+    """HSTU's attention as matmul, biases, SiLU, mask, matmul; time [L] seconds."""
+    place = torch.arange(padding.longest, device=time.device)
+    later = place[:, None] < place
+    moments = padding.pad(time)
+    between = time_buckets((moments[:, :, None] - moments[:, None]).abs(), 2**30)[:, None]
+    apart = (place[:, None] - place).clamp(min=0)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, by_position: Tensor, by_time: Tensor) -> Tensor:
+        queries, keys, values = map(padding.heads, (q, k, v))
+        near = by_position[apart.clamp(max=len(by_position) - 1)]
+        rab = near + by_time[between.clamp(max=len(by_time) - 1)]
+        scores = queries @ keys.mT * q.shape[-1] ** -0.5 + rab.to(q.dtype)
+        weights = F.silu(scores).masked_fill(later, 0) / longest
+        return padding.from_heads(weights @ values)
 
     return run
 

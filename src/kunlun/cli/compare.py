@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from kunlun.cli.group import json_option, overrides_argument, print_json, verb
     "kunlun compare demo --models kunlun,dcnv2,dlrm --seeds 3",
     "kunlun compare small data=datasets/mine --models kunlun,dcnv2 --flops-per-sample 5e6",
     "kunlun compare small data=datasets/mine --models kunlun,mine/tuned.yaml --match time",
+    "kunlun compare small data=datasets/mine --models kunlun,din --match flops --trials tries.yaml",
     "kunlun compare demo --ablations --seeds 3 --out runs/ablations",
     "kunlun compare demo --models kunlun,pma,no_comp_skip --dry-run",
     name="compare",
@@ -32,6 +34,18 @@ from kunlun.cli.group import json_option, overrides_argument, print_json, verb
     help="Size every model to what the first one costs.",
 )
 @click.option("--flops-per-sample", type=float, help="Size every model to this; forward FLOPs.")
+@click.option(
+    "--trials",
+    type=click.Path(path_type=Path),
+    help="YAML of settings to try, as many for every model; the best on validation is compared.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs at once; CPU threads are shared.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="[default: runs/NAME-compare]")
 @click.option("--dry-run", is_flag=True, help="Print models, parameters, FLOPs; stop.")
 @json_option
@@ -43,6 +57,8 @@ def command(
     seeds: int,
     match: str | None,
     flops_per_sample: float | None,
+    trials: Path | None,
+    jobs: int,
     out: Path | None,
     dry_run: bool,
     as_json: bool,
@@ -66,9 +82,11 @@ def command(
 
     if not names_data(preset, overrides):
         raise click.UsageError("which data? Add data=DIR (a dataset directory) or data=synth:demo")
+    from kunlun.cli import keep_freed_memory
     from kunlun.cli.text import table
-    from kunlun.report.comparison import scaled, text
+    from kunlun.report.comparison import text
     from kunlun.scaling import compare, variants
+    from kunlun.scaling.jobs import Jobs
     from kunlun.training.config import load_run_config
 
     config = load_run_config(preset, list(overrides))
@@ -85,25 +103,38 @@ def command(
         match="flops" if flops_per_sample is not None else match,  # type: ignore[arg-type]
         flops_per_sample=flops_per_sample,
         left_out=left_out,
+        trials=trials,
     )
     if not dry_run:
-        report = compare.run(study, lambda line: click.echo(line, err=True))
+        workers = Jobs(jobs, begin=keep_freed_memory)
+        report = compare.run(study, lambda line: click.echo(line, err=True), workers)
         print_json(report) if as_json else click.echo(f"{text(report)}\n\npage: {study.page}")
         return
     plan = study.plan()
+    tries = {name: study.plan([t.variant for t in own]) for name, own in study.trials.items()}
     if as_json:
-        print_json({"models": plan, "seeds": study.seeds, "match": study.match,
+        print_json({"models": plan, "trials": tries, "seeds": study.seeds, "match": study.match,
                     "left_out": left_out})  # fmt: skip
         return
-    rows = [
-        [p["name"], f"{p['params']:,}", f"{p['dense_params']:,}", scaled(p["flops_per_sample"]),
-         " ".join(_line(*entry) for entry in p["changed"].items()) or "-"]
-        for p in plan
-    ]  # fmt: skip
-    click.echo(table(("model", "parameters", "without tables", "FLOPs/sample", "changed"), rows))
+    header = ("model", "parameters", "without tables", "FLOPs/sample", "changed")
+    click.echo(table(header, [_row(p) for p in plan]))
     click.echo(f"{len(plan)} models x {seeds} seeds, to {study.out}/cells")
+    if tries:
+        rows = [_row(p) for own in tries.values() for p in own]
+        click.echo(f"\n{table(('trial', *header[1:]), rows)}")
+        each = len(rows) // len(plan)
+        click.echo(f"{len(plan)} models x {each} trials of seed {study.seeds[0]}, "
+                   f"to {study.out}/trials")  # fmt: skip
     for name, why in left_out.items():
         click.echo(f"left out: {name} ({why})")
+
+
+def _row(plan: dict[str, Any]) -> list[str]:
+    from kunlun.report.comparison import scaled
+
+    changed = " ".join(_line(*entry) for entry in plan["changed"].items())
+    return [plan["name"], f"{plan['params']:,}", f"{plan['dense_params']:,}",
+            scaled(plan["flops_per_sample"]), changed or "-"]  # fmt: skip
 
 
 def _line(key: str, value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,7 @@ class PoolingConfig(Config):
     tokens: int = 8
     compress: Literal["sum_kron", "linear"] = "sum_kron"  # "linear": one separable term
     rank: int = 8  # k, terms of the Kronecker sum
+    reduce: Literal["mean", "sum"] = "mean"  # "sum": n / sqrt(max_len) times softmax's average
 
     def __post_init__(self) -> None:
         at_least_one("pooling.", seeds=self.seeds, tokens=self.tokens, rank=self.rank)
@@ -64,12 +66,15 @@ class SeedPooling(nn.Module):
     Seeds E [S, d_e] are shared by the batch and attend by softmax over each sequence, keys
     rotated by time. No output projection: SumKronLinear's channel maps contain it, and map d_e to
     the interaction's width d as well. The default tokens are what an empty history gives.
+    A softmax average cannot tell one click from twenty. With `reduce` "sum" it is multiplied by
+    n / sqrt(max_len), n the length of the sequence: counts reach the interaction, and the sum of
+    max_len unrelated events is still of unit size.
     FLOPs: 4 L d_e^2 + 2 S d_e^2 projections, 4 S L d_e attention, then SumKronLinear.
     """
 
     def __init__(self, dim: int, heads: int, dim_out: int, config: PoolingConfig) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.sums = heads, config.reduce == "sum"
         hsp = config.kind == "hsp"
         seeds = config.seeds if hsp else config.tokens
         self.seeds = nn.Parameter(torch.randn(seeds, dim))
@@ -93,6 +98,9 @@ class SeedPooling(nn.Module):
         seeds = F.layer_norm(self.seeds, self.seeds.shape[1:])
         q = self.query(seeds).view(-1, self.heads, width).to(k.dtype)
         pooled = seed_attention(q, k, v, s.offsets)
+        if self.sums:
+            counts = s.lengths.to(pooled.dtype) / math.sqrt(s.max_len)
+            pooled = pooled * counts.view(-1, 1, 1, 1)
         y: Tensor = self.compress(pooled.flatten(2))
         return y + self.default
 

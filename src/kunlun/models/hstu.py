@@ -1,6 +1,6 @@
 """HSTU (arXiv 2402.17152): a stack of gated layers without softmax over one causal sequence.
 
-    S            = x_1 + type_1 .. x_T + type_T, c      c = W_c [candidate's tokens] + its type
+    S            = Norm(x_1 + type_1 .. x_T + type_T, c)      c = W_c [all tokens] + a type
     U, V, Q, K   = split(SiLU(Norm(S) W))
     A            = SiLU(Q K^T / sqrt(d_h) + rab(position, time)) / N,  causal
     S'           = S + W_o (Norm(A V) * U)
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kunlun import ops
 from kunlun.config import Config, at_least_one
 from kunlun.errors import ConfigError
 from kunlun.features.embedding import TABLE_STD
@@ -25,12 +26,11 @@ from kunlun.features.schema import Schema
 from kunlun.layers.norm import layer_norm
 from kunlun.models.events import Events, level
 from kunlun.models.merge import Appended, MergedHistory
-from kunlun.models.ranker import Backbone, Ranker, Row, candidate_tokens, size
-from kunlun.ops import hstu_attention
+from kunlun.models.ranker import Backbone, Ranker, Row, size
 from kunlun.ops.flops import window_pairs
 from kunlun.ops.jagged import Jagged
 
-NORM_EPS = 1e-5
+AVERAGE = 1.0  # rab at the start: around 0 SiLU is linear, and weights of both signs cancel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class HSTULayer(nn.Module):
         self.heads, self.window, self.longest = config.heads, config.window, longest
         self.uvqk = nn.Linear(dim, 4 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.position = nn.Parameter(torch.randn(config.positions) * TABLE_STD)
+        self.position = nn.Parameter(AVERAGE + torch.randn(config.positions) * TABLE_STD)
         self.time = nn.Parameter(torch.randn(config.times) * TABLE_STD)
         nn.init.normal_(self.uvqk.weight, std=dim**-0.5)
         nn.init.normal_(self.out.weight, std=dim**-0.5)
@@ -76,12 +76,11 @@ class HSTULayer(nn.Module):
         length, dim = s.values.shape
         parts = F.silu(self.uvqk(layer_norm(s.values)))
         u, v, q, k = parts.view(length, 4, self.heads, dim // self.heads).unbind(1)
-        y = hstu_attention(
-            q, k, v, s.offsets, age, self.position, self.time,
-            window=self.window, out_scale=1 / self.longest,
-        )  # fmt: skip
-        # eps for what A V is before the division by N: a short history would drown in it
-        y = F.layer_norm(y.flatten(1), (dim,), eps=NORM_EPS / self.longest**2)
+        y = ops.hstu_attention(
+            q, k, v, s.offsets, age, self.position, self.time, window=self.window
+        )
+        # Norm takes back the division by N, and would push a short history under its eps
+        y = layer_norm(y.flatten(1))
         return s.with_values(s.values + self.out(y * u.flatten(1)))
 
     def flops(self, lengths: Tensor) -> int:
@@ -95,14 +94,9 @@ class HSTULayer(nn.Module):
 class HSTUBackbone(Backbone):
     """tokens [B, N, D], events -> [B, N + 1, D]: context, and the candidate having read history."""
 
-    candidate: Tensor  # int64, the candidate's places among the tokens
-
-    def __init__(
-        self, config: HSTUConfig, caps: dict[str, int], fields: int, candidate: list[int]
-    ) -> None:
+    def __init__(self, config: HSTUConfig, caps: dict[str, int], fields: int) -> None:
         super().__init__()
-        self.register_buffer("candidate", torch.tensor(candidate), persistent=False)
-        self.candidate_map = nn.Linear(len(candidate) * config.dim, config.dim, bias=False)
+        self.candidate_map = nn.Linear(fields * config.dim, config.dim, bias=False)
         self.kind = nn.Parameter(torch.randn(config.dim) * TABLE_STD)
         self.history = MergedHistory(caps, config.dim, config.history, ages=False)
         longest = self.history.max_len + 1
@@ -112,11 +106,12 @@ class HSTUBackbone(Backbone):
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
         s, age = self.history(tokens, events, request)
-        c = self.candidate_map(tokens.index_select(1, self.candidate).flatten(1)) + self.kind
+        c = self.candidate_map(tokens.flatten(1)) + self.kind
         layout = Appended(s, 1)
         age = layout.join(age, age.new_zeros(s.n, 1))
         values = layout.join(s.values, c.unsqueeze(1).to(s.values.dtype))
-        s = Jagged(values, layout.offsets, layout.max_len)
+        # ids come at rms .02, beside which the layers' results would leave nothing of them
+        s = Jagged(ops.layer_norm(values), layout.offsets, layout.max_len)
         for layer in self.layers:
             s = layer(s, age)
         return torch.cat([level(tokens), layer_norm(layout.rows_of(s.values))], dim=1)
@@ -141,5 +136,4 @@ class HSTU(Ranker):
     def __init__(self, schema: Schema, config: HSTUConfig) -> None:
         super().__init__(schema, config, config.dim)
         caps = {kind: event.max_len for kind, event in schema.events.items()}
-        fields = self.embedding.fields
-        self.add(HSTUBackbone(config, caps, len(fields), candidate_tokens(fields)))
+        self.add(HSTUBackbone(config, caps, len(self.embedding.fields)))

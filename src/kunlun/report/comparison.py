@@ -54,6 +54,8 @@ def tables(report: dict[str, Any]) -> list[Table]:
         header = ["model", "task", "NE", "95 % interval", "NE is", "AUC", "95 % interval", "AUC is",
                   "FLOPs", "samples/s", "MFU"]  # fmt: skip
         found.append(Table(f"Difference from {models[0]['name']}", header, rows))
+    if report.get("tuning"):
+        found.append(_tuning(report["tuning"]))
     return found
 
 
@@ -68,6 +70,22 @@ def notes(report: dict[str, Any]) -> list[str]:
            "; one seed, so the noise of training is not in them."),
         "FLOPs are of the forward pass, matrix products only, at the lengths of the training data.",
     ]  # fmt: skip
+    if report.get("tuning"):
+        found.append(
+            "Every model had the same number of trials with the first seed, judged on validation "
+            "alone; the best of each is what the other tables show."
+        )
+        for name, own in report["tuning"].items():
+            found += [
+                f"{name}, trial {t['number']} diverged: {t['failed']}"
+                for t in own["trials"]
+                if t["failed"] is not None
+            ]
+    if report.get("jobs", 1) > 1:
+        found.append(
+            f"Runs were trained {report['jobs']} at a time, so their samples/s, MFU and seconds "
+            "shared the machine; steps were measured afterwards with the machine to themselves."
+        )
     if report["match"] is not None:
         match = report["match"]
         found.append(
@@ -136,6 +154,12 @@ def page(report: dict[str, Any]) -> str:
         f"<li>{escape(str(about['cpu']))}, device {escape(str(about['device']))}, "
         f"{about['threads']} thread(s), torch {escape(str(about['packages']['torch']))}</li></ul>"
     )
+    for name, own in (report.get("tuning") or {}).items():
+        lines = "\n".join(f"{t['number']}: {_settings(t['changes'])}" for t in own["trials"])
+        parts.append(
+            f"<details><summary>trials of {escape(name)}</summary><pre>{escape(lines)}</pre>"
+            "</details>"
+        )
     for model in report["models"]:
         changed = json.dumps(model["changed"], indent=1) if model["changed"] else "as configured"
         parts.append(
@@ -160,6 +184,26 @@ def scaled(value: float) -> str:
         if value >= size:
             return f"{value / size:.2f} {unit}"
     return f"{value:.0f}"
+
+
+def _tuning(tuning: dict[str, Any]) -> Table:
+    """A row a model: its trials in the order of the file, and what the chosen one changes."""
+    each = max(len(own["trials"]) for own in tuning.values())
+    header = ["model", "trials", *(f"NE of {n}" for n in range(1, each + 1)), "chosen", "changes"]
+    rows = []
+    for name, own in tuning.items():
+        found = ["-" if t["valid_ne"] is None else f"{t['valid_ne']:.4f}" for t in own["trials"]]
+        chosen = next(t for t in own["trials"] if t["number"] == own["chosen"])
+        rows.append(
+            [name, str(len(found)), *found, str(own["chosen"]), _settings(chosen["changes"])]
+        )
+    return Table("Tuning: validation NE of every trial, mean over tasks", header, rows)
+
+
+def _settings(changes: dict[str, Any]) -> str:
+    """Keys as overrides take them."""
+    pairs = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changes.items())
+    return " ".join(pairs) or "as configured"
 
 
 def _spread(value: dict[str, Any] | None, digits: int, factor: float = 1, unit: str = "") -> str:

@@ -2,6 +2,7 @@
 
 OUT/cells/<variant>/seed<k>/       the run directory
 OUT/cells/<variant>/seed<k>.json   the line; enough to go on without the run directory
+OUT/trials/<variant>/<number>/     a trial of a variant, likewise
 """
 
 from __future__ import annotations
@@ -28,22 +29,19 @@ SAME_DATA = ("schema", "inputs", "encoders", "rows")
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """config: of the run, with the seed in it. cost: of the variant, the same for every seed."""
+    """config: of the run, with the seed in it. cost: of the variant, the same for every seed.
+    run: the run directory. test: whether the test split is read in the end."""
 
     variant: str
     config: RunConfig
     cost: Cost
-    out: Path
+    run: Path
+    test: bool = True
 
     @property
     def seed(self) -> int:
         """Of data order, initialisation and dropout."""
         return self.config.train.seed
-
-    @property
-    def run(self) -> Path:
-        """The run directory."""
-        return self.out / "cells" / self.variant / f"seed{self.seed}"
 
     @property
     def file(self) -> Path:
@@ -86,10 +84,11 @@ class Cell:
                     f"{now.get(key)!r}; choose another --out, or delete it"
                 )
 
-    def work(self, dataset: Any) -> dict[str, Any]:
+    def work(self, dataset: Any, jobs: int = 1) -> dict[str, Any]:
         """Train to the end, from its newest checkpoint if it was torn; write and return the line.
 
-        A run that diverges is a line as well, with `failed`. Raises as `train` does otherwise.
+        jobs: how many cells share the machine meanwhile, for whoever reads its speed. A run that
+        diverges is a line as well, with `failed`. Raises as `train` does otherwise.
         """
         device = environment.pick_device(self.config.train.device)
         held = source.fingerprint(dataset)
@@ -97,7 +96,9 @@ class Cell:
         memory.start_peak(device)
         failed = None
         try:
-            train(self.config, out=self.run, resume=True, dataset=dataset, quiet=True)
+            train(
+                self.config, out=self.run, resume=True, dataset=dataset, quiet=True, test=self.test
+            )
         except NonFiniteError as error:
             failed = str(error)
         line = {
@@ -107,6 +108,7 @@ class Cell:
             "params": self.cost.params,
             "dense_params": self.cost.dense_params,
             "flops_per_sample": self.cost.flops,
+            "jobs": jobs,
             "peak_memory": None if was_trained else memory.peak(device),
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
             "config": self.config.to_dict(),

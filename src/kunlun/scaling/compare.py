@@ -1,5 +1,6 @@
 """Models side by side: the same samples, embeddings, head, optimizer and, if asked for, budget.
 
+    variants x trials -> the best of each on validation, if there are trials
     variants x seeds -> cells (ordinary runs) -> lines -> mean, deviation, significance -> report
 
 Seeds are the outer loop, so that a slow hour of the machine meets every variant alike.
@@ -9,45 +10,45 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from kunlun.errors import ConfigError
 from kunlun.report.comparison import markdown, page
 from kunlun.scaling import cell as cells
 from kunlun.scaling.cell import Cell
+from kunlun.scaling.jobs import Jobs, finish
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
+from kunlun.scaling.summary import spread, summarise
 from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample, speeds
+from kunlun.scaling.trials import Trial, read
+from kunlun.scaling.tuning import best, record
 from kunlun.scaling.variants import Variant
 from kunlun.training import environment, source
 from kunlun.training.config import RunConfig
 from kunlun.training.runlog import write_json
 
 Match = Literal["flops", "params", "time"]
-QUALITY = ("ne", "auc", "gauc", "logloss", "calibration", "expected_ne")
-COSTS = ("samples_per_s", "mfu", "peak_memory", "seconds")
-METRICS = ("ne", "auc", "logloss")  # with a bootstrap
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the last is close enough.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-NORMAL = 1.96
+ONE = Jobs()
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What will be trained. match: {what, budget, tolerance} or None. left_out: name -> why."""
+    """What will be trained. match: {what, budget, tolerance} or None. left_out: name -> why.
+    trials: variant -> what is tried before it enters the table; {} if nothing is."""
 
     config: RunConfig
     dataset: Any
     variants: list[Variant]
-    costs: list[Cost]
+    costs: dict[str, Cost]
     seeds: list[int]
     match: dict[str, Any] | None
     out: Path
     left_out: dict[str, str]
+    trials: dict[str, list[Trial]] = dataclasses.field(default_factory=dict)
 
     @property
     def page(self) -> Path:
@@ -57,25 +58,40 @@ class Study:
     def cells(self) -> list[list[Cell]]:
         """Seed by seed, in the order of the variants."""
         return [
-            [
-                Cell(v.name, v.run_config(self.config, seed), c, self.out)
-                for v, c in zip(self.variants, self.costs, strict=True)
-            ]
+            [self._cell(v, seed, f"cells/{v.name}/seed{seed}") for v in self.variants]
             for seed in self.seeds
         ]
 
-    def plan(self) -> list[dict[str, Any]]:
+    def trial_cells(self) -> dict[str, list[Cell]]:
+        """Variant -> its trials, each with the first seed."""
+        return {
+            name: [
+                self._cell(t.variant, self.seeds[0], f"trials/{name}/{t.number}", test=False)
+                for t in own
+            ]
+            for name, own in self.trials.items()
+        }
+
+    def _cell(self, variant: Variant, seed: int, place: str, *, test: bool = True) -> Cell:
+        config = variant.run_config(self.config, seed)
+        return Cell(variant.name, config, self.cost(variant), self.out / place, test)
+
+    def cost(self, variant: Variant) -> Cost:
+        """What the variant costs."""
+        return self.costs[_section(variant)]
+
+    def plan(self, variants: Sequence[Variant] | None = None) -> list[dict[str, Any]]:
         """One entry a variant: name, model, cost, what differs from its own configuration."""
         return [
             {
                 "name": v.name,
                 "model": v.model["name"],
-                "flops_per_sample": c.flops,
-                "params": c.params,
-                "dense_params": c.dense_params,
+                "flops_per_sample": self.cost(v).flops,
+                "params": self.cost(v).params,
+                "dense_params": self.cost(v).dense_params,
                 "changed": v.changed,
             }
-            for v, c in zip(self.variants, self.costs, strict=True)
+            for v in (self.variants if variants is None else variants)
         ]
 
 
@@ -88,15 +104,20 @@ def prepare(
     match: Match | None = None,
     flops_per_sample: float | None = None,
     left_out: dict[str, str] | None = None,
+    trials: Path | None = None,
 ) -> Study:
     """Open the data, bring the variants to one budget, count what they cost.
 
     The budget is `flops_per_sample`, or what the first variant costs as configured; params are
     matched without embedding tables, which all variants share; time is that of training steps.
+    trials: a file as `kunlun.scaling.trials` reads it; each trial is brought to the same budget.
     Raises ConfigError: a variant that cannot be built, or that has no size within the budget.
     """
+    tries = read(trials, config, variants) if trials is not None else {}
     dataset = source.open_data(config.data)
     source.need_train_rows(dataset)
+    if tries and not dataset.rows("valid"):
+        raise ConfigError(f"{trials}: the valid split of the data has no rows to choose by")
     lengths = typical_lengths(dataset)
 
     def measure(section: dict[str, Any], who: str) -> float:
@@ -105,13 +126,27 @@ def prepare(
         found = cost(dataset, section, lengths, who)
         return found.flops if match == "flops" else float(found.dense_params)
 
-    chosen, about = list(variants), None
+    chosen, about = [*variants, *(t.variant for own in tries.values() for t in own)], None
     if match is not None:
         chosen, about = _matched(chosen, match, flops_per_sample, measure, out / "sizes.json")
-    costs = [cost(dataset, v.model, lengths, v.name) for v in chosen]
+    costs: dict[str, Cost] = {}
+    for v in chosen:
+        if _section(v) not in costs:
+            costs[_section(v)] = cost(dataset, v.model, lengths, v.name)
+    sized = iter(chosen)
+    variants = [next(sized) for _ in variants]
+    tries = {
+        name: [dataclasses.replace(t, variant=next(sized)) for t in own]
+        for name, own in tries.items()
+    }
     first = config.train.seed
     numbers = list(range(first, first + seeds))
-    return Study(config, dataset, chosen, costs, numbers, about, out, left_out or {})
+    return Study(config, dataset, variants, costs, numbers, about, out, left_out or {}, tries)
+
+
+def _section(variant: Variant) -> str:
+    """The model of a variant, to look it up by."""
+    return json.dumps(variant.model, sort_keys=True)
 
 
 def _matched(
@@ -126,26 +161,30 @@ def _matched(
     Sizes by time are kept in `file`: measured once more they would be others, and finished cells
     those of another study.
     """
-    asked = [[v.name, v.model] for v in variants]
+    asked = [[v.name, v.model, *([list(v.fixed)] if v.fixed else [])] for v in variants]
     if match == "time" and file.is_file():
         kept = json.loads(file.read_text())
         if kept["asked"] == asked:
             return [_with(v, kept["sizes"][v.name]) for v in variants], kept["match"]
     tolerance = TIME_TOLERANCE if match == "time" else TOLERANCE
-    sized = list(variants)
+    found: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
     if budget is None:  # that of the first, which stays as it is
         budget = measure(variants[0].model, variants[0].name)
-        variants = variants[1:]
+        found[_section(variants[0]), variants[0].fixed] = variants[0].model
+    sizes = {}
+    for v in variants:  # trials of training alone have one size between them
+        key = _section(v), v.fixed
+        if key not in found:
+            found[key] = fit(
+                v.model, budget, lambda s, v=v: measure(s, v.name),  # type: ignore[misc]
+                v.name, tolerance=tolerance, fixed=v.fixed,
+            )  # fmt: skip
+        sizes[v.name] = found[key]
     about = {"what": match, "budget": budget, "tolerance": tolerance}
-    sizes = {
-        v.name: fit(v.model, budget, lambda s, v=v: measure(s, v.name), v.name, tolerance=tolerance)  # type: ignore[misc]
-        for v in variants
-    }
-    sized = [_with(v, sizes.setdefault(v.name, v.model)) for v in sized]
     if match == "time":
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"asked": asked, "match": about, "sizes": sizes})
-    return sized, about
+    return [_with(v, sizes[v.name]) for v in variants], about
 
 
 def _with(variant: Variant, section: dict[str, Any]) -> Variant:
@@ -154,24 +193,25 @@ def _with(variant: Variant, section: dict[str, Any]) -> Variant:
     return dataclasses.replace(variant, model=section, changed=differs)
 
 
-def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
+def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str, Any]:
     """Train what is not finished yet; the report, also in OUT/compare.json, .md and .html.
 
     say: told of every cell as it begins. Raises RunError: cells of another configuration or of
     other data stand in OUT; otherwise as `train`.
     """
+    study, records = _tuned(study, say, jobs)
     grid = study.cells()
-    lines = {cell: cell.line(study.dataset) for row in grid for cell in row}  # before any training
+    row_of = {cell: row for row in grid for cell in row}
+    lines = {cell: cell.line(study.dataset) for cell in row_of}  # before any training
     differences: dict[Cell, dict[str, Any] | None] = {}
-    for place, cell in enumerate(lines, start=1):
-        line = lines[cell]
-        if line is None:
-            say(f"[{place}/{len(lines)}] {cell.label}: training")
-            line = lines[cell] = cell.work(study.dataset)
-        else:
-            say(f"[{place}/{len(lines)}] {cell.label}: finished before")
-        first = next(row[0] for row in grid if cell in row)
-        differences[cell] = None if cell is first else cells.against(first, cell, line)
+
+    def done(cell: Cell, line: dict[str, Any]) -> None:
+        lines[cell] = line
+        _add_differences(row_of[cell], lines, differences)
+
+    for row in grid:
+        _add_differences(row, lines, differences)
+    finish(lines, study.dataset, say, done, jobs)
     steps = _step_speeds(study)
     report = {
         "config": study.config.to_dict(),
@@ -180,6 +220,8 @@ def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
         "seeds": study.seeds,
         "match": study.match,
         "left_out": study.left_out,
+        "tuning": records,
+        "jobs": max((line or {}).get("jobs", 1) for line in lines.values()),
         "machine": environment.describe(environment.pick_device(study.config.train.device)),
         "models": [
             {**about, **summarise([lines[c] for c in own], [differences[c] for c in own]), **speed}
@@ -190,6 +232,42 @@ def run(study: Study, say: Callable[[str], None]) -> dict[str, Any]:
     (study.out / "compare.md").write_text(markdown(report))
     study.page.write_text(page(report))
     return report
+
+
+def _tuned(
+    study: Study, say: Callable[[str], None], jobs: Jobs
+) -> tuple[Study, dict[str, Any] | None]:
+    """The study with the best trial in the place of every variant, and what the report says."""
+    if not study.trials:
+        return study, None
+    grid = study.trial_cells()
+    lines = {cell: cell.line(study.dataset) for own in grid.values() for cell in own}
+    finish(lines, study.dataset, say, lines.__setitem__, jobs)
+    chosen, about = [], {}
+    for variant in study.variants:
+        trials = study.trials[variant.name]
+        found = [line for cell in grid[variant.name] if (line := lines[cell]) is not None]
+        winner = trials[best(found)]
+        say(f"{variant.name}: trial {winner.number} of {len(trials)} is the best on validation")
+        chosen.append(dataclasses.replace(winner.variant, name=variant.name))
+        about[variant.name] = record(trials, found)
+    return dataclasses.replace(study, variants=chosen, trials={}), about
+
+
+def _add_differences(
+    row: list[Cell],
+    lines: Mapping[Cell, dict[str, Any] | None],
+    differences: dict[Cell, dict[str, Any] | None],
+) -> None:
+    """Those from the first cell of the row, of every cell that is finished as it is."""
+    first, *others = row
+    if lines[first] is None:
+        return
+    differences[first] = None
+    for cell in others:
+        line = lines[cell]
+        if line is not None and cell not in differences:
+            differences[cell] = cells.against(first, cell, line)
 
 
 def _step_speeds(study: Study) -> list[dict[str, Any]]:
@@ -211,71 +289,11 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
     found = [
         {
             "step_samples_per_s": spread([1 / s for s in seconds]),
-            "step_mfu": spread([3 * cost.flops / s / peak for s in seconds]),
+            "step_mfu": spread([3 * study.cost(v).flops / s / peak for s in seconds]),
             "times_first": spread([f / s for f, s in zip(measured[0], seconds, strict=True)]),
         }
-        for seconds, cost in zip(measured, study.costs, strict=True)
+        for seconds, v in zip(measured, study.variants, strict=True)
     ]
     study.out.mkdir(parents=True, exist_ok=True)
     write_json(file, {"asked": asked, "machine": environment.describe(device), "speeds": found})
     return found
-
-
-def summarise(
-    lines: Sequence[dict[str, Any] | None], differences: Sequence[dict[str, Any] | None]
-) -> dict[str, Any]:
-    """Mean and deviation over the seeds of one variant, and its differences from the first."""
-    done = [line for line in lines if line is not None and "failed" not in line]
-    tasks = done[0]["test"] if done else {}
-    found = [d for d in differences if d is not None]
-    return {
-        **{
-            split: {
-                task: {
-                    name: spread([line[split].get(task, {}).get(name) for line in done])
-                    for name in QUALITY
-                }
-                for task in tasks
-            }
-            for split in ("test", "valid")
-        },
-        **{name: spread([line[name] for line in done]) for name in COSTS},
-        "against_first": {
-            task: {name: combine([d[task][name] for d in found]) for name in METRICS}
-            for task in (found[0] if found else {})
-        },
-        "curves": [{"seed": line["seed"], "points": line["curve"]} for line in done],
-        "failed": [line["failed"] for line in lines if line is not None and "failed" in line],
-    }  # fmt: skip
-
-
-def spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """mean, sd (sample deviation; None below two values), n; undefined values are left out."""
-    known = [float(v) for v in values if v is not None]
-    return {
-        "mean": statistics.fmean(known) if known else None,
-        "sd": statistics.stdev(known) if len(known) > 1 else None,
-        "n": len(known),
-    }
-
-
-def combine(differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """One difference with a 95 % interval from the bootstraps of several seeds.
-
-    Two sources of chance, independent of each other: which rows were drawn for the test split (the
-    bootstrap's interval of each seed; the same rows for all seeds, so it does not shrink with their
-    number) and which seeds (Student's t of the differences). With one seed the second is unknown
-    and left out. None: undefined for every seed.
-    """
-    known = [d for d in differences if d["difference"] is not None]
-    if not known:
-        return None
-    values = [d["difference"] for d in known]
-    mean, n = statistics.fmean(values), len(values)
-    rows = statistics.fmean([((d["high"] - d["low"]) / 2) ** 2 for d in known])
-    seeds = 0.0
-    if n > 1:
-        quantile = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
-        seeds = quantile**2 * statistics.variance(values) / n
-    half = math.sqrt(rows + seeds)
-    return {"difference": mean, "low": mean - half, "high": mean + half, "seeds": n}

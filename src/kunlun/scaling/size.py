@@ -7,9 +7,11 @@ inner widths then close the gap between two steps; depth moves only if both cann
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,11 +109,13 @@ def fit(
     who: str,
     *,
     tolerance: float = TOLERANCE,
+    fixed: Collection[str] = (),
 ) -> dict[str, Any]:
     """The section of the same model whose `measure` is within `tolerance` of the budget.
 
     measure: section -> what it costs, growing with every axis; may raise ConfigError for sizes the
-    model does not have. As configured if that fits. Raises ConfigError: the section cannot be
+    model does not have. As configured if that fits. fixed: dotted keys that keep their value unless
+    no size fits otherwise. Raises ConfigError: the section cannot be
     built, or no size fits (with the nearest values that can be reached).
     """
     name = section.get("name", "kunlun")
@@ -120,26 +124,41 @@ def fit(
     if _fits(configured, budget, tolerance):
         return whole
     tried = {configured: whole}
+    known: dict[str, float] = {}  # a search comes by one size again and again
 
     def value(candidate: dict[str, Any]) -> float:
-        try:
-            found = measure(candidate)
-        except ConfigError:  # such as more experts than tokens
-            return math.nan
-        tried[found] = candidate
-        return found
+        key = json.dumps(candidate, sort_keys=True)
+        if key not in known:
+            try:
+                known[key] = measure(candidate)
+                tried[known[key]] = candidate
+            except ConfigError:  # such as more experts than tokens
+                known[key] = math.nan
+        return known[key]
 
-    for gap, start in itertools.product(GAPS, _depths(whole, axes)):
-        _search(start, axes, budget, value, tolerance, gap)
-        best = min(tried, key=lambda found: abs(found - budget))
-        if _fits(best, budget, tolerance):
-            return tried[best]
+    wanted = [_free(axes, whole, fixed)] if fixed else []
+    for free in (*wanted, axes):
+        for gap, start in itertools.product(GAPS, _depths(whole, free)):
+            _search(start, free, budget, value, tolerance, gap)
+            best = min(tried, key=lambda found: abs(found - budget))
+            if _fits(best, budget, tolerance):
+                return tried[best]
     near = [max((f for f in tried if f < budget), default=None),
             min((f for f in tried if f > budget), default=None)]  # fmt: skip
     texts = " and ".join(f"{f:.4g}" for f in near if f is not None)
     raise ConfigError(
         f"{who}: no size within {tolerance:.0%} of {budget:.4g}; the nearest it reaches: {texts}"
     )
+
+
+def _free(axes: Axes, section: dict[str, Any], fixed: Collection[str]) -> Axes:
+    """The axes of this section but for its fixed keys."""
+    width, inner = (
+        tuple(key for key in _keys(section, patterns) if key not in fixed)
+        for patterns in (axes.width, axes.inner)
+    )
+    depth = None if axes.depth in fixed else axes.depth
+    return dataclasses.replace(axes, width=width, inner=inner, depth=depth)
 
 
 def _fits(found: float, budget: float, tolerance: float) -> bool:

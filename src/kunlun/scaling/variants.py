@@ -23,6 +23,7 @@ ABLATIONS: dict[str, str] = {
     "scale_one": "model.tower.ffn.scale=1.0",
     "bare_residual": "model.tower.ffn.norm=bare",
     "pma": "model.tower.pooling.kind=pma",  # HSP off
+    "mean_pooling": "model.tower.pooling.reduce=mean",
     "linear_compression": "model.tower.pooling.compress=linear",  # SumKron off
     "full_attention": "model.tower.window=null",
     "no_comp_skip": "model.comp_skip=false",
@@ -40,21 +41,26 @@ MISSING = {"softmax": "GDPA takes element-wise activations only; none normalizes
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table. model: its `model:` section. train: keys that differ from the rest."""
+    """One row of the table. model: its `model:` section. train: keys that differ from the rest.
+    fixed: dotted keys of the model that sizing leaves alone if it can."""
 
     name: str
     model: dict[str, Any]
     train: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, Any] = field(default_factory=dict)  # dotted keys, for the reader
+    fixed: tuple[str, ...] = ()
 
-    def run_config(self, base: RunConfig, seed: int) -> RunConfig:
-        """The run of this variant with this seed; data and training from `base`."""
+    def run_config(self, base: RunConfig, seed: int, place: str | None = None) -> RunConfig:
+        """The run of this variant with this seed; data and training from `base`.
+
+        Raises ConfigError naming `place`, by default the variant: a key that training refuses.
+        """
         train = {**base.train.to_dict(), **self.train, "seed": seed}
         return dataclasses.replace(
             base,
             name=f"{self.name}-seed{seed}",
             model=self.model,
-            train=parse(TrainConfig, train, f"{self.name}: train"),
+            train=parse(TrainConfig, train, f"{place or self.name}: train"),
         )
 
 

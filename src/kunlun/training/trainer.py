@@ -43,11 +43,13 @@ def train(
     overwrite: bool = False,
     dataset: Any = None,
     quiet: bool = False,
+    test: bool = True,
 ) -> Path:
     """Train, keep the best model by validation NE, evaluate it on test; returns the run directory.
 
     out: default runs/<config.name>. resume: go on from the newest whole checkpoint (or start, if
     there is none); a finished run is returned as it is. dataset: instead of opening config.data.
+    test: False leaves the test split unread, and its metrics out of summary.json.
     Raises RunError (directory), DataError (no samples), NonFiniteError, and KeyboardInterrupt after
     Ctrl-C, with a checkpoint written (a second Ctrl-C does not wait for it).
     """
@@ -65,7 +67,7 @@ def train(
     write_json(run / "env.json", trainer.environment())
     with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log, interrupts() as asked:
         trainer.fit(log, asked)
-        trainer.finish(log)
+        trainer.finish(log, test=test)
     return run
 
 
@@ -254,18 +256,18 @@ class Trainer:
         self.loader.load_state_dict(state["loader"])
         return self.progress.step
 
-    def finish(self, log: RunLog) -> None:
-        """Evaluate the best model on test and write summary.json."""
+    def finish(self, log: RunLog, *, test: bool = True) -> None:
+        """Evaluate the best model on test, if asked for, and write summary.json."""
         now = self.progress
         if now.stopped:
             log.say(f"stopped at step {now.step}: {now.stopped}")
-        test = metrics_on_test(self.run, self.dataset, str(self.device))
+        on_test = metrics_on_test(self.run, self.dataset, str(self.device)) if test else {}
         tables = sum(p.numel() for p in self.optimizers.tables.values())
         dense = sum(p.numel() for p in self.optimizers.dense.values())
         speed = now.samples / now.seconds
         summary = {
             "valid": now.valid,
-            "test": test,
+            "test": on_test,
             "train": {
                 "samples": now.samples, "samples_per_s": speed, "flops_per_sample": now.flops,
                 "mfu": self._mfu(speed), "data_wait": now.waited / now.seconds,
@@ -278,7 +280,7 @@ class Trainer:
             },
         }  # fmt: skip
         write_json(self.run / "summary.json", summary)
-        for task, values in test.items():
+        for task, values in on_test.items():
             numbers = (values[k] for k in ("ne", "auc", "calibration", "base_rate"))
             ne_, auc, calibration, base = ("-" if v is None else f"{v:.4f}" for v in numbers)
             log.say(f"test  {task}: NE {ne_} (base rate {base})  AUC {auc}  p/y {calibration}")

@@ -10,7 +10,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops import flops
 from kunlun.ops.checks import known_lengths, read_offsets
+from kunlun.ops.dispatch import runs_on
 from kunlun.ops.hstu_attention import portable
+from kunlun.ops.native import hstu as native
 
 
 @torch.library.custom_op("kunlun::hstu_attention", mutates_args=())
@@ -27,7 +29,10 @@ def hstu_attention_op(
     out_scale: float,
     backend: str = "",
 ) -> Tensor:
-    """Only the portable path exists, so `backend` was settled by choose."""
+    """`backend`: "" lets choose decide."""
+    if runs_on("hstu_attention", q, backend) == "native":
+        tables = position_bias, time_bias
+        return native.forward(q, k, v, offsets, time, *tables, window, scale, out_scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     settings = portable.Settings(window, scale, out_scale)
     return portable.forward(q, k, v, rows, time, position_bias, time_bias, settings)
@@ -48,6 +53,9 @@ def hstu_attention_backward_op(
     out_scale: float,
     backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if runs_on("hstu_attention", q, backend) == "native":
+        tables = position_bias, time_bias
+        return native.backward(grad, q, k, v, offsets, time, *tables, window, scale, out_scale)
     rows = read_offsets("offsets", offsets, q.shape[0])
     settings = portable.Settings(window, scale, out_scale)
     return portable.backward(grad, q, k, v, rows, time, position_bias, time_bias, settings)

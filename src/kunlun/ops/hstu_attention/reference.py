@@ -27,14 +27,14 @@ def hstu_attention_reference(
     q, k, v [L, H, D], time [L], tables [P], [Q] -> float64 [L, H, D]. Differentiable.
     """
     scale = 1 / math.sqrt(q.shape[2]) if scale is None else scale
-    starts = torch.tensor([s for e in range(40) for s in (2.0**e, 1.5 * 2.0**e)])
+    starts = torch.tensor([s for e in range(40) for s in (2.0**e, 1.5 * 2.0**e)], dtype=time.dtype)
     samples = []
     for b in range(len(offsets) - 1):
         rows = slice(int(offsets[b]), int(offsets[b + 1]))
         position = torch.arange(rows.stop - rows.start)
         behind = position[:, None] - position[None, :]
         gap = (time[rows, None] - time[None, rows]).abs()
-        bucket = (gap[..., None] >= starts).sum(-1).clamp(max=len(time_bias) - 1)
+        bucket = torch.bucketize(gap, starts, right=True).clamp(max=len(time_bias) - 1)
         rab = position_bias.double()[behind.clamp(0, len(position_bias) - 1)]
         rab = rab + time_bias.double()[bucket]
         banned = (behind < 0) if window is None else (behind < 0) | (behind > window)

@@ -1,10 +1,10 @@
 """The C++ library behind the operators on CPU: loading it, and what it can run.
 
 One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h, called from
-attention.py; norm.h, rotary.h and gelu.h, called from rows.py), over small matrix products
-(product.h) and vector functions (vector.h), compiled once an instruction set (kernels.cpp) and
-chosen at run time (library.cpp). Nothing in it knows torch: call.py hands over addresses, strides
-and torch's number of threads.
+attention.py; hstu_attention.h, called from hstu.py; norm.h, rotary.h and gelu.h, called from
+rows.py), over small matrix products (product.h) and vector functions (vector.h), compiled once an
+instruction set (kernels.cpp) and chosen at run time (library.cpp). Nothing in it knows torch:
+call.py hands over addresses, strides and torch's number of threads.
 Results are computed in float32, bit-equal whatever the neighbours of a sample and the number of
 threads. Where the machine multiplies bfloat16 itself (vdpbf16ps, AMX tiles), gdpa of bfloat16 does
 (gdpa_bf16.h over product_bf16.h and pieces.h): it sums in float32, and rounds activated scores to
@@ -26,11 +26,10 @@ _PRODUCTS = "{} is torch's matrix products, which the library's do not beat"
 LACKS = {
     "sum_kron": _PRODUCTS.format("sum_kron"),
     "mix_rows": _PRODUCTS.format("mix_rows"),
-    "hstu_attention": "this release has no native hstu_attention",
 }
 """The operators that have no part in it, and why."""
 
-_PARTS = ("gdpa", "window", "seed", "norm", "add_norm", "rotary")
+_PARTS = ("gdpa", "window", "seed", "hstu", "norm", "add_norm", "rotary")
 _FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
 _FUNCTIONS.append("gelu")
 

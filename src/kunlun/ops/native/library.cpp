@@ -208,6 +208,8 @@ int kunlun_window_backward(int isa, const SoftmaxArgs* a) {
 }
 int kunlun_seed_forward(int isa, const SoftmaxArgs* a) { return kernels(isa).seed_forward(a); }
 int kunlun_seed_backward(int isa, const SoftmaxArgs* a) { return kernels(isa).seed_backward(a); }
+int kunlun_hstu_forward(int isa, const HstuArgs* a) { return kernels(isa).hstu_forward(a); }
+int kunlun_hstu_backward(int isa, const HstuArgs* a) { return kernels(isa).hstu_backward(a); }
 int kunlun_norm_forward(int isa, const NormArgs* a) { return kernels(isa).norm_forward(a); }
 int kunlun_norm_backward(int isa, const NormArgs* a) { return kernels(isa).norm_backward(a); }
 int kunlun_add_norm_forward(int isa, const NormArgs* a) { return kernels(isa).add_norm_forward(a); }

@@ -29,6 +29,18 @@ struct SoftmaxArgs {  // window_attention; and seed_attention, whose q are the s
   double scale;
 };
 
+struct HstuArgs {
+  Tensor3 q, k, v, out;               // out: the result, or in the backward its gradient
+  Tensor3 dq, dk, dv;                 // backward only
+  const void* time;                   // seconds [rows], float64 if time_f64
+  const float *position_bias, *time_bias;
+  double *d_position, *d_time;        // backward only
+  const int64_t* offsets;
+  int64_t samples, rows, heads, width, bf16, threads;
+  int64_t positions, times, time_f64, window;
+  double scale, out_scale;
+};
+
 struct NormArgs {  // rows [rows, width]; norm.h says what each tensor is on each way
   Tensor3 x, u, y, out;
   float* rstd;
@@ -97,6 +109,8 @@ struct Kernels {
   Status (*window_backward)(const SoftmaxArgs*);
   Status (*seed_forward)(const SoftmaxArgs*);
   Status (*seed_backward)(const SoftmaxArgs*);
+  Status (*hstu_forward)(const HstuArgs*);
+  Status (*hstu_backward)(const HstuArgs*);
   Status (*norm_forward)(const NormArgs*);
   Status (*norm_backward)(const NormArgs*);
   Status (*add_norm_forward)(const NormArgs*);

@@ -85,6 +85,12 @@ static inline vec load_some(const T* p, int n) {
 template <class T>
 static inline void store_some(T* p, vec x, int n) {
   if (n >= kLanes) return store(p, x);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+    return;
+  }
+#endif
   T part[kLanes];
   store(part, x);
   for (int i = 0; i < n; i++) p[i] = part[i];

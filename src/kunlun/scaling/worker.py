@@ -1,0 +1,47 @@
+"""The process of one cell, started by `kunlun.scaling.jobs`.
+
+Input: the pickled cell and jobs; its end, later, is a Ctrl-C. Output: what went wrong, if anything
+did; exit codes are those of the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+
+from kunlun.errors import KunlunError
+
+
+def main() -> int:
+    """Train the cell; its line is the result."""
+    try:
+        cell, jobs = pickle.load(sys.stdin.buffer)
+        threading.Thread(target=_interrupt_at_end_of_input, daemon=True).start()
+        if jobs.begin is not None:
+            jobs.begin()
+        from kunlun.training import source
+
+        cell.work(source.open_data(cell.config.data), jobs.count)
+    except KunlunError as error:
+        print(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _interrupt_at_end_of_input() -> None:
+    os.read(0, 1)  # not sys.stdin, whose lock would outlive this thread
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
