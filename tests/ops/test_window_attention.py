@@ -48,6 +48,8 @@ CASES = [  # lengths, window, H, Hkv, D, dtype
     (LENGTHS["skewed"], 10**9, 2, 1, 8, F32),
     ((257, 256, 255), 20, 2, 2, 8, F32),
     ((700,), 150, 2, 1, 8, torch.float16),
+    # Several tiles of queries with keys on both sides, and keys that no tile reads at once.
+    *[((500, 0, 333), window, 2, 1, dim, F32) for window in (7, 70, 150) for dim in (16, 24)],
 ]
 
 

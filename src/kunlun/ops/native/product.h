@@ -114,28 +114,43 @@ static inline long tiles_of(long rows, long vectors) {
   return (rows + kTileRows - 1) / kTileRows * ((vectors + 1) / 2);
 }
 
-template <int V, bool Turned>
-static __attribute__((noinline)) void column(long rows, Left a, Right b, long depth, float* c,
-                                             long row, bool add, Ahead* ahead) {
+struct Span {
+  long from, to;
+};
+
+// depths(first row, rows): the part of the depth that these rows of the result are made of.
+template <int V, bool Turned, class F>
+static __attribute__((noinline)) void column(long rows, Left a, Right b, float* c, long row,
+                                             bool add, Ahead* ahead, F depths) {
   // Blocks of nearly equal height: a last one of one or two rows would wait for its own sums.
   long blocks = (rows + kTileRows - 1) / kTileRows;
   for (long i = 0, start = 0; i < blocks; i++) {
     long height = (rows - start) / (blocks - i);
-    Left part = {a.p + start * (Turned ? 1 : a.row), a.row};
+    const Span d = depths(start, height);
+    Left part = {a.p + start * (Turned ? 1 : a.row) + d.from * (Turned ? a.row : 1), a.row};
     if (ahead) ahead->ask();
-    tile_of<V, Turned>(height, part, b, depth, c + start * row, row, add);
+    tile_of<V, Turned>(height, part, {b.p + d.from * b.row, b.row, b.panel}, d.to - d.from,
+                       c + start * row, row, add);
     start += height;
   }
 }
 
-// c [rows, vectors * kLanes] = a b, or += if `add`; b has `depth` rows.
+// c [rows, vectors * kLanes] = a b, or += if `add`.
+template <bool Turned, class F>
+static inline void multiply_spans(long rows, long vectors, Left a, Right b, float* c, long row,
+                                  bool add, Ahead* ahead, F depths) {
+  long v = 0;
+  for (; v + 2 <= vectors; v += 2, b.p += 2 * b.panel, c += 2 * kLanes)
+    column<2, Turned>(rows, a, b, c, row, add, ahead, depths);
+  if (v < vectors) column<1, Turned>(rows, a, b, c, row, add, ahead, depths);
+}
+
+// The same where b has `depth` rows and all count.
 template <bool Turned>
 static inline void multiply(long rows, long vectors, long depth, Left a, Right b, float* c,
                             long row, bool add, Ahead* ahead = nullptr) {
-  long v = 0;
-  for (; v + 2 <= vectors; v += 2, b.p += 2 * b.panel, c += 2 * kLanes)
-    column<2, Turned>(rows, a, b, depth, c, row, add, ahead);
-  if (v < vectors) column<1, Turned>(rows, a, b, depth, c, row, add, ahead);
+  multiply_spans<Turned>(rows, vectors, a, b, c, row, add, ahead,
+                         [depth](long, long) { return Span{0, depth}; });
 }
 
 // Rows of a tensor, `stride` elements apart, into a buffer of padded rows.
@@ -149,21 +164,38 @@ static inline void read_rows(const T* from, long stride, long rows, long width, 
 }
 
 // The rows where they are, if products can take them there, or else in `buffer`. Rows further
-// apart than this would compete for the same few places of the first cache.
-constexpr long kNear = 128;
+// apart than kNear would compete for the same few places of the first cache, which a left factor
+// that is read but once or twice does not mind.
+constexpr long kNear = 128, kAnywhere = 1L << 40;
 template <class T>
-static inline Left read_rows(const T* from, long stride, long rows, long width, float* buffer) {
+static inline Left read_rows(const T* from, long stride, long rows, long width, float* buffer,
+                             long apart = kNear) {
   if constexpr (sizeof(T) == 4)
-    if (width % kLanes == 0 && stride <= kNear) return {from, stride};
+    if (width % kLanes == 0 && stride <= apart) return {from, stride};
   read_rows(from, stride, rows, width, 1.0f, buffer);
   return {buffer, padded(width)};
 }
 
-// And back.
+// A tensor of more bytes is out of the second cache before anyone reads it. Written around the
+// caches, its memory need not be read first.
+constexpr long kAround = 1 << 22;
+template <class T>
+static inline bool around_caches(long elements) {
+  return sizeof(T) == 4 && elements * (long)sizeof(T) > kAround;
+}
+
+// And back; `around` the caches where the rows are made of whole lines of memory.
 template <class T>
 static inline void write_rows(const float* from, long rows, long width, float factor, T* to,
-                              long stride) {
+                              long stride, bool around = false) {
   const long size = padded(width);
+  if constexpr (sizeof(T) == 4)
+    if (around && ((uintptr_t)to | 4 * stride | 4 * width) % 64 == 0) {
+      for (long r = 0; r < rows; r++)
+        for (long d = 0; d < width; d += kLanes)
+          store_around(to + r * stride + d, factor * load(from + r * size + d));
+      return;
+    }
   for (long r = 0; r < rows; r++)
     for (long d = 0; d < width; d += kLanes)
       store_some(to + r * stride + d, factor * load(from + r * size + d), least(width - d, kLanes));

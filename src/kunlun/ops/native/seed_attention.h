@@ -1,6 +1,6 @@
-// Seed attention: the same queries, the seeds, read every sequence. One item is a sequence and a
-// head; in the backward a fixed slice of the sequences and a head, since their gradients of the
-// seeds are added up. How many slices depends on the batch alone, never on the threads.
+// Seed attention: the same queries, the seeds, read every sequence. One item is a sequence and
+// some heads; in the backward a fixed slice of the sequences and a head, since their gradients of
+// the seeds are added up. How many slices depends on the batch alone, never on the threads.
 #pragma once
 #include "softmax.h"
 
@@ -43,38 +43,55 @@ struct SeedAttention {
     return ahead;
   }
 
+  // All heads of a forward's item read a chunk of keys before the next one comes; each has its
+  // maxima, sums and results meanwhile.
+  long state() const { return lanes() * (2 + padded(a.width)); }
+  long together() const {
+    return heads_at_once(a.heads, state() + panels(), a.samples, a.threads);
+  }
+  long shares() const { return (a.heads + together() - 1) / together(); }
+
   bool forward(int64_t index) const {
-    const long sample = work.data[index / a.heads].sample, head = index % a.heads;
-    const long size = padded(a.width);
+    const long sample = work.data[index / shares()].sample, size = padded(a.width);
+    const long begin = index % shares() * together(), heads = least(together(), a.heads - begin);
     const long start = a.offsets[sample], keys = a.offsets[sample + 1] - start;
-    T* out = at(a.out, sample * a.seeds, head);
-    float* lse = a.lse + sample * a.seeds * a.heads + head;
-    if (keys == 0) {
-      write_zeros(out, a.out.row, a.seeds, a.width);
-      for (long i = 0; i < a.seeds; i++) lse[i * a.heads] = 0.0f;
-      return true;
-    }
-    float* k = scratch(2 * kSeedKeys * size + kSeedKeys * kSeeds + lanes() * (2 + size));
+    const bool around = around_caches<T>(a.samples * a.seeds * a.heads * a.width);
+    float* k = scratch(2 * kSeedKeys * size + kSeedKeys * kSeeds + heads * state());
     if (!k) return false;
-    float *v = k + kSeedKeys * size, *s = v + kSeedKeys * size, *top = s + kSeedKeys * kSeeds;
-    float *total = top + lanes(), *result = total + lanes();
-    const float* qt = seeds + head * (panels() + rows());
-    const auto tile = [&](long i) {
+    float *v = k + kSeedKeys * size, *s = v + kSeedKeys * size, *states = s + kSeedKeys * kSeeds;
+    const auto tile = [&](long h, long i) {
       const long n = least(kSeeds, a.seeds - i);
+      float *top = states + h * state(), *total = top + lanes(), *result = total + lanes();
+      const float* qt = seeds + (begin + h) * (panels() + rows());
       return QueryTile{n,       padded(n), a.width,          qt + i * a.width,
                        top + i, total + i, result + i * size};
     };
-    for (long j = 0; j < keys; j += kSeedKeys) {
-      const long n = least(kSeedKeys, keys - j);
-      const Left key = read_rows(at(a.k, start + j, head), a.k.row, n, a.width, k);
-      const Left value = read_rows(at(a.v, start + j, head), a.v.row, n, a.width, v);
-      Ahead ahead = after(start + j + n, keys - j - n, head);
-      ahead.spread(tiles_of(n, lanes() / kLanes) + tiles_of(a.seeds, size / kLanes));
+    for (long j = 0; j < keys; j += kSeedKeys)
+      for (long h = 0; h < heads; h++) {
+        const long n = least(kSeedKeys, keys - j), row = start + j, next = row + n;
+        const long head = begin + h, last = j + n < keys ? start + keys : a.rows;
+        const long more = least(kSeedKeys, last - next);
+        Ahead ahead;
+        ask_share(ahead, at(a.k, next, begin), a.k.row, more, heads * a.width, h, heads);
+        ask_share(ahead, at(a.v, next, begin), a.v.row, more, heads * a.width, h, heads);
+        ahead.spread(tiles_of(n, lanes() / kLanes) + tiles_of(a.seeds, size / kLanes));
+        const Left key = read_rows(at(a.k, row, head), a.k.row, n, a.width, k, kAnywhere);
+        const Left value = read_rows(at(a.v, row, head), a.v.row, n, a.width, v);
+        for (long i = 0; i < a.seeds; i += kSeeds)
+          read_chunk(tile(h, i), key, value, n, s, j == 0, kNoBand, 0, 0, &ahead);
+      }
+    for (long h = 0; h < heads; h++) {
+      T* out = at(a.out, sample * a.seeds, begin + h);
+      float* lse = a.lse + sample * a.seeds * a.heads + begin + h;
+      if (keys == 0) {
+        write_zeros(out, a.out.row, a.seeds, a.width);
+        for (long i = 0; i < a.seeds; i++) lse[i * a.heads] = 0.0f;
+        continue;
+      }
       for (long i = 0; i < a.seeds; i += kSeeds)
-        read_chunk(tile(i), key, value, n, s, j == 0, kNoBand, 0, 0, &ahead);
+        finish(tile(h, i), out + i * a.out.row, a.out.row, lse + i * a.heads, a.heads, around);
     }
-    for (long i = 0; i < a.seeds; i += kSeeds)
-      finish(tile(i), out + i * a.out.row, a.out.row, lse + i * a.heads, a.heads);
+    if (around) end_around();
     return true;
   }
 
@@ -88,6 +105,7 @@ struct SeedAttention {
     float *v = k + kSeedKeys * size, *dk = v + kSeedKeys * size, *dv = dk + kSeedKeys * size;
     float *s = dv + kSeedKeys * size, *ds = s + kSeedKeys * kSeeds, *lse = ds + kSeedKeys * kSeeds;
     float *delta = lse + lanes(), *gradt = delta + lanes(), *grad = gradt + panels();
+    const bool around = around_caches<T>(a.rows * a.heads * a.width);
     const float *qt = seeds + head * (panels() + rows()), *q = qt + panels();
     for (long i = 0; i < rows(); i++) dq[i] = 0.0f;
     for (long sample = first; sample < last; sample++) {
@@ -118,10 +136,11 @@ struct SeedAttention {
           differentiate_chunk(tile, key, value, n, s, ds, dk, dv, false, i > 0, kNoBand, 0, 0,
                               &ahead);
         }
-        write_rows(dk, n, a.width, (float)a.scale, at(a.dk, start + j, head), a.dk.row);
-        write_rows(dv, n, a.width, 1.0f, at(a.dv, start + j, head), a.dv.row);
+        write_rows(dk, n, a.width, (float)a.scale, at(a.dk, start + j, head), a.dk.row, around);
+        write_rows(dv, n, a.width, 1.0f, at(a.dv, start + j, head), a.dv.row, around);
       }
     }
+    if (around) end_around();
     return true;
   }
 
@@ -145,7 +164,8 @@ struct SeedAttention {
     c.pack_seeds();
     const auto body = backward ? call<SeedAttention, &SeedAttention::backward>
                                : call<SeedAttention, &SeedAttention::forward>;
-    if (!run_items((backward ? c.slices() : a->samples) * a->heads, a->threads, body, &c))
+    const long items = backward ? c.slices() * a->heads : a->samples * c.shares();
+    if (!run_items(items, a->threads, body, &c))
       return kNoMemory;
     if (backward) c.add_up();
     return kDone;

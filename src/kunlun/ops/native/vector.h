@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -36,6 +36,19 @@ typedef uint16_t bfloat16;
 static inline vec all(float x) { return x - vec{}; }
 static inline vec load(const float* p) { return *reinterpret_cast<const unaligned_vec*>(p); }
 static inline void store(float* p, vec x) { *reinterpret_cast<unaligned_vec*>(p) = x; }
+
+// Around the caches, whole lines of 64 bytes one vector after another; and what has to follow
+// before another thread may read them.
+#if defined(__AVX512F__)
+static inline void store_around(float* p, vec x) { _mm512_stream_ps(p, (__m512)x); }
+static inline void end_around() { _mm_sfence(); }
+#elif defined(__AVX2__)
+static inline void store_around(float* p, vec x) { _mm256_stream_ps(p, (__m256)x); }
+static inline void end_around() { _mm_sfence(); }
+#else
+static inline void store_around(float* p, vec x) { store(p, x); }
+static inline void end_around() {}
+#endif
 
 static inline vec widen(half_vec h) { return (vec)(__builtin_convertvector(h, uvec) << 16); }
 

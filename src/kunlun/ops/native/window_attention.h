@@ -1,5 +1,6 @@
 // Window attention: row i of a sequence reads rows j with |i - j| <= window (causal: and j <= i).
-// One item is a sequence and a key head; its gradients of k and v are its own.
+// A forward's item is a part of a sequence and some key heads. A backward's is a sequence and a key
+// head; its gradients of k and v are its own.
 #pragma once
 #include "softmax.h"
 
@@ -17,70 +18,100 @@ struct WindowAttention {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
   }
 
-  struct Item {
-    long group, start, rows;  // the keys it reads
-    long first, last;         // its queries, counted from the first of them
+  long reach() const { return least(a.window, 1L << 30); }
+  long above() const { return a.causal ? 0 : reach(); }
+  Band band() const { return {-reach(), above()}; }
+
+  // A forward has all its heads read for a tile of queries before the next. k is read where it
+  // stands if products can take it there. v is copied, each row once: a tile reads it several
+  // times, and rows so far apart compete for the same few places of the first cache.
+  long copies() const { return sizeof(T) == 4 && a.width % kLanes == 0 ? 1 : 2; }
+  // Rows of a head that are kept: twice what a tile reads, so that they seldom have to move up.
+  long kept(long rows) const { return least(rows, 2 * (reach() + kQueries + above())); }
+  long together() const {
+    const long each = copies() * kept(a.rows) * padded(a.width);
+    return heads_at_once(a.kv_heads, each, work.count, a.threads);
+  }
+  long slices() const { return (a.kv_heads + together() - 1) / together(); }
+
+  bool forward(int64_t index) const {
+    const Part& part = work.data[index / slices()];
+    const long start = a.offsets[part.sample], rows = a.offsets[part.sample + 1] - start;
+    const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
+    const long group = index % slices() * together();
+    const long groups = least(together(), a.kv_heads - group);
+    const long first = group * share, heads = groups * share;
+    const bool around = around_caches<T>(a.rows * a.heads * width);
+    const float scale = (float)a.scale * kLog2E;
+    long base = most(0, part.first - reach()), copied = base;  // rows that stand in the buffers
+    const long room = kept(least(rows, part.last + above()) - base) * size, all = copies() * room;
+    float* v = scratch(groups * all + kBandKeys * kQueries + kQueries * (width + 2 + size));
+    if (!v) return false;
+    float *s = v + groups * all, *qt = s + kBandKeys * kQueries, *top = qt + kQueries * width;
+    float *total = top + kQueries, *result = total + kQueries;
+    for (long i = part.first; i < part.last; i += kQueries) {
+      const long n = least(kQueries, part.last - i);
+      const long from = most(0, i - reach()), to = least(rows, i + n + above());
+      if ((to - base) * size > room) {
+        for (float* buffer = v; buffer < s; buffer += room)
+          memmove(buffer, buffer + (from - base) * size, (copied - from) * size * sizeof(float));
+        base = from;
+      }
+      for (long h = first; h < first + heads; h++) {
+        const long g = h / share, more = start + copied;
+        const long next = start + i + n, after = start + to;
+        // Where row 0 of the sequence would stand.
+        float *values = v + (g - group) * all - base * size, *keys = values + room;
+        Ahead ahead;  // for v its copying asks well enough
+        ask_share(ahead, at(a.q, next, first), a.q.row, least(kQueries, a.rows - next),
+                  heads * width, h - first, heads);
+        if (h % share == 0) {
+          ask_share(ahead, at(a.k, after, group), a.k.row, least(kQueries, a.rows - after),
+                    groups * width, g - group, groups);
+          read_rows(at(a.v, more, g), a.v.row, to - copied, width, 1.0f, values + copied * size);
+          if (copies() == 2)
+            read_rows(at(a.k, more, g), a.k.row, to - copied, width, 1.0f, keys + copied * size);
+        }
+        ahead.spread(tiles_of(to - from, padded(n) / kLanes) + tiles_of(n, size / kLanes));
+        read_panels(at(a.q, start + i, h), a.q.row, n, width, scale, qt);
+        const QueryTile tile = {n, padded(n), width, qt, top, total, result};
+        Left key = {keys, size};
+        if constexpr (sizeof(T) == 4)
+          if (copies() == 1) key = {at(a.k, start, g), a.k.row};
+        for (long j = from; j < to; j += kBandKeys)
+          read_chunk(tile, {key.p + j * key.row, key.row}, {values + j * size, size},
+                     least(kBandKeys, to - j), s, j == from, band(), j, i, &ahead);
+        finish(tile, at(a.out, start + i, h), a.out.row, a.lse + (start + i) * a.heads + h,
+               a.heads, around);
+      }
+      copied = to;
+    }
+    if (around) end_around();
+    return true;
+  }
+
+  struct Item {  // of a backward: a whole sequence and a key head
+    long group, start, rows;
   };
   Item item(int64_t index) const {
-    const Part& part = work.data[index / a.kv_heads];
-    const long start = a.offsets[part.sample], all = a.offsets[part.sample + 1] - start;
-    const long from = most(0, part.first - reach());
-    const long to = least(all, part.last + (a.causal ? 0 : reach()));
-    return {index % a.kv_heads, start + from, to - from, part.first - from, part.last - from};
-  }
-  long reach() const { return least(a.window, 1L << 30); }
-  Band band() const { return {-reach(), a.causal ? 0 : reach()}; }
-
-  // Calls f(first query, queries, first key, past the last key) for every tile.
-  template <class F>
-  void tiles(const Item& it, F f) const {
-    for (long i = it.first; i < it.last; i += kQueries) {
-      const long n = least(kQueries, it.last - i);
-      f(i, n, most(0, i - reach()), least(it.rows, i + n + (a.causal ? 0 : reach())));
-    }
+    const long sample = work.data[index / a.kv_heads].sample, start = a.offsets[sample];
+    return {index % a.kv_heads, start, a.offsets[sample + 1] - start};
   }
 
   // k and v of the item that this thread is likely to take next.
   Later<T> after(int64_t index, const Item& it) const {
     if (index + a.threads >= work.count * a.kv_heads) return {};
     const Item next = item(index + a.threads);
-    const long steps = (it.last - it.first + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
+    const long steps = (it.rows + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
     return {at(a.k, next.start, next.group), at(a.v, next.start, next.group), a.k.row, a.v.row,
             next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
-  }
-
-  bool forward(int64_t index) const {
-    const Item it = item(index);
-    if (it.rows == 0) return true;
-    const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
-    const float scale = (float)a.scale * kLog2E;
-    float* k = scratch(2 * it.rows * size + kBandKeys * kQueries + kQueries * (width + 2 + size));
-    if (!k) return false;
-    float *v = k + it.rows * size, *s = v + it.rows * size, *qt = s + kBandKeys * kQueries;
-    float *top = qt + kQueries * width, *total = top + kQueries, *result = total + kQueries;
-    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
-    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
-    Later<T> next = after(index, it);
-    for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      tiles(it, [&](long i, long n, long from, long to) {
-        Ahead ahead;
-        ahead.add(at(a.q, it.start + i + n, h), a.q.row, least(kQueries, it.last - i - n), width);
-        next.add_to(ahead);
-        ahead.spread(tiles_of(to - from, n / kLanes + 1) + tiles_of(n, size / kLanes));
-        read_panels(at(a.q, it.start + i, h), a.q.row, n, width, scale, qt);
-        const QueryTile tile = {n, padded(n), width, qt, top, total, result};
-        for (long j = from; j < to; j += kBandKeys)
-          read_chunk(tile, {key.p + j * key.row, key.row}, {value.p + j * value.row, value.row},
-                     least(kBandKeys, to - j), s, j == from, band(), j, i, &ahead);
-        finish(tile, at(a.out, it.start + i, h), a.out.row, a.lse + (it.start + i) * a.heads + h,
-               a.heads);
-      });
-    return true;
   }
 
   bool backward(int64_t index) const {
     const Item it = item(index);
     if (it.rows == 0) return true;
+    const bool around = around_caches<T>(a.rows * a.heads * a.width);
+    const bool around_keys = around_caches<T>(a.rows * a.kv_heads * a.width);
     const long width = a.width, size = padded(width), share = a.heads / a.kv_heads;
     const float scale = (float)a.scale * kLog2E;
     float* k = scratch(4 * it.rows * size + 2 * kBandKeys * kQueries +
@@ -95,14 +126,16 @@ struct WindowAttention {
     Later<T> next = after(index, it);
     for (long h = it.group * share; h < (it.group + 1) * share; h++) {
       long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
-      tiles(it, [&](long i, long n, long from, long to) {
-        const long row = it.start + i, later = row + n, more = least(kQueries, it.last - i - n);
+      for (long i = 0; i < it.rows; i += kQueries) {
+        const long n = least(kQueries, it.rows - i), more = least(kQueries, it.rows - i - n);
+        const long from = most(0, i - reach()), to = least(it.rows, i + n + above());
+        const long row = it.start + i, later = row + n;
         Ahead ahead;
         ahead.add(at(a.q, later, h), a.q.row, more, width);
         ahead.add(at(a.grad, later, h), a.grad.row, more, width);
         ahead.add(at(a.out, later, h), a.out.row, more, width);
         next.add_to(ahead);
-        ahead.spread(2 * tiles_of(to - from, n / kLanes + 1));
+        ahead.spread(2 * tiles_of(to - from, padded(n) / kLanes));
         const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
         read_panels(query.p, query.row, n, width, scale, qt);
         const Left outer = read_grads(at(a.grad, row, h), a.grad.row, at(a.out, row, h),
@@ -118,11 +151,13 @@ struct WindowAttention {
           differentiate_chunk(tile, {key.p + j * key.row, key.row},
                               {value.p + j * value.row, value.row}, least(kBandKeys, to - j), s, ds,
                               dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
-        write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row);
-      });
+        write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row, around);
+      }
     }
-    write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row);
-    write_rows(dv, it.rows, width, 1.0f, at(a.dv, it.start, it.group), a.dv.row);
+    write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row,
+               around_keys);
+    write_rows(dv, it.rows, width, 1.0f, at(a.dv, it.start, it.group), a.dv.row, around_keys);
+    if (around) end_around();
     return true;
   }
 
@@ -133,7 +168,8 @@ struct WindowAttention {
     if (!c.work.data) return kNoMemory;
     const auto body = backward ? call<WindowAttention, &WindowAttention::backward>
                                : call<WindowAttention, &WindowAttention::forward>;
-    return run_items(c.work.count * a->kv_heads, a->threads, body, &c) ? kDone : kNoMemory;
+    const long items = c.work.count * (backward ? a->kv_heads : c.slices());
+    return run_items(items, a->threads, body, &c) ? kDone : kNoMemory;
   }
 };
 
