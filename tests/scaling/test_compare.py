@@ -158,9 +158,10 @@ def test_other_data_are_refused(copied, config) -> None:
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
-def test_a_torn_line_is_named(copied, config) -> None:
+@pytest.mark.parametrize("content", ['{"variant": "dc', "[]"], ids=["torn", "list"])
+def test_a_torn_line_is_named(content, copied, config) -> None:
     file = copied / "cells/dcnv2/seed0.json"
-    file.write_text(file.read_text()[:50])
+    file.write_text(content)
     with pytest.raises(RunError, match=r"dcnv2/seed0.json: not a cell of a comparison; delete it"):
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
@@ -196,6 +197,37 @@ def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch)
     assert other["against_first"]["click"]["ne"]["difference"] == pytest.approx(
         other["test"]["click"]["ne"]["mean"] - first["test"]["click"]["ne"]["mean"]
     )
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["digest", "no_digest"])
+def test_differences_from_a_first_of_other_settings_are_made_anew(
+    old, copied, config, monkeypatch
+) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    expected = line["against"]["tasks"]["click"]["ne"]["difference"]
+    line["against"]["tasks"]["click"]["ne"]["difference"] = 9.0
+    file.write_text(json.dumps(line))
+
+    def difference():
+        report = compare.run(study(config, copied, match="flops"), str)
+        return report["models"][1]["against_first"]["click"]["ne"]["difference"]
+
+    assert difference() == 9.0  # believed as long as the first is the same
+    if old:
+        del line["against"]["digest"]
+    else:  # as after training the first anew, elsewhere or by other code
+        first = copied / "cells/kunlun/seed0.json"
+        other = json.loads(first.read_text())
+        other["test"]["click"]["ne"] += 1
+        first.write_text(json.dumps(other))
+    file.write_text(json.dumps(line))
+    assert difference() == expected
+    file.write_text(json.dumps({**line, "against": {**line["against"], "digest": "stale"}}))
+    shutil.rmtree(copied / "cells/dcnv2/seed0")
+    report = compare.run(study(config, copied, match="flops"), str)
+    assert report["models"][1]["against_first"] == {}
 
 
 def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:

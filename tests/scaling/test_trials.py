@@ -176,5 +176,5 @@ def test_the_choice_knows_ties_and_divergence() -> None:
 def test_the_example_of_kuairand_is_read(config) -> None:
     file = Path(__file__).parents[2] / "examples/kuairand/trials.yaml"
     found = read(file, config, variants.choose(config, NAMES))
-    assert {len(own) for own in found.values()} == {6}
+    assert all(len(own) > 1 for own in found.values())
     assert not any(key.startswith("model.") for t in found["kunlun"] for key in t.asked)

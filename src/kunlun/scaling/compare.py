@@ -265,9 +265,8 @@ def _add_differences(
         return
     differences[first] = None
     for cell in others:
-        line = lines[cell]
-        if line is not None and cell not in differences:
-            differences[cell] = cells.against(first, cell, line)
+        if lines[cell] is not None and cell not in differences:
+            differences[cell] = cells.against(first, cell, lines)
 
 
 def _step_speeds(study: Study) -> list[dict[str, Any]]:
