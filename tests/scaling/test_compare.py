@@ -41,6 +41,11 @@ def copied(finished, tmp_path):
     return tmp_path / "out"
 
 
+def diverge(*arguments, **keys):
+    """In the place of `train`."""
+    raise NonFiniteError(step=3, module="loss", batch_file=None)
+
+
 @pytest.fixture(autouse=True)
 def _steps_not_timed(monkeypatch):
     """Only the module's study times its models."""
@@ -230,16 +235,56 @@ def test_differences_from_a_first_of_other_settings_are_made_anew(
     assert report["models"][1]["against_first"] == {}
 
 
+def test_a_difference_of_some_seeds_says_so(copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    del line["against"]
+    file.write_text(json.dumps(line))
+    assert "of 2 seeds)" not in text(
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+    )
+    file.write_text(json.dumps(line))
+    shutil.rmtree(copied / "cells/dcnv2/seed0")
+    assert " (1 of 2 seeds)" in text(
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+    )
+
+
 def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
         compare, "seconds_per_sample", lambda config, section, dataset: section["dim"] / 16
     )
+    monkeypatch.setattr(cells, "train", diverge)
     found = study(config, tmp_path, match="time")
     assert found.variants[1].model["dim"] == 16  # as narrow as kunlun
     assert found.match == {"what": "time", "budget": 1.0, "tolerance": 0.10}
+    assert not any(tmp_path.iterdir())  # a dry run ends here
+    compare.run(found, str)
     monkeypatch.setattr(compare, "seconds_per_sample", None)
     again = study(config, tmp_path, match="time")
     assert (again.variants, again.match) == (found.variants, found.match)
+    monkeypatch.setattr(  # another time of day: what is new is measured, what is known stays
+        compare, "seconds_per_sample", lambda config, section, dataset: section["dim"] / 32
+    )
+    grown = study(config, tmp_path, [*NAMES, "dlrm"], match="time")
+    assert grown.variants[:2] == found.variants
+    assert grown.variants[2].model["dim"] == 32
+    assert grown.match == found.match
+    other = study(config, tmp_path, list(reversed(NAMES)), match="time")
+    assert other.match["budget"] == 2.0
+
+
+def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> None:
+    def train(config, **keys):
+        with pytest.raises(RunError, match=f"^{tmp_path}: another kunlun compare is at work there"):
+            compare.run(study(config, tmp_path), str)
+        diverge()
+
+    monkeypatch.setattr(cells, "train", train)
+    report = compare.run(study(config, tmp_path), str)
+    assert all(model["failed"] for model in report["models"])
+    compare.run(study(config, tmp_path), str)  # the lock ended with the run
 
 
 def test_training_steps_are_timed(config) -> None:
