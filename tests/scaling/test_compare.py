@@ -265,7 +265,7 @@ def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     again = study(config, tmp_path, match="time")
     assert (again.variants, again.match) == (found.variants, found.match)
     monkeypatch.setattr(  # another time of day: what is new is measured, what is known stays
-        compare, "seconds_per_sample", lambda config, section, dataset: section["dim"] / 32
+        compare, "seconds_per_sample", lambda config, section, dataset: section.get("dim", 64) / 32
     )
     grown = study(config, tmp_path, [*NAMES, "dlrm"], match="time")
     assert grown.variants[:2] == found.variants
