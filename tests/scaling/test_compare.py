@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import shutil
@@ -285,6 +286,14 @@ def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> 
     report = compare.run(study(config, tmp_path), str)
     assert all(model["failed"] for model in report["models"])
     compare.run(study(config, tmp_path), str)  # the lock ended with the run
+
+    def flock(*arguments) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    said: list[str] = []
+    monkeypatch.setattr(compare.fcntl, "flock", flock)
+    compare.run(study(config, tmp_path), said.append)
+    assert "file system without locks" in said[0]
 
 
 def test_training_steps_are_timed(config) -> None:

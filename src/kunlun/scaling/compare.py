@@ -211,6 +211,8 @@ def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str,
                 f"{study.out}: another kunlun compare is at work there; wait for it, or choose "
                 "another --out"
             ) from None
+        except OSError:
+            say("OUT is on a file system without locks; see that no other kunlun compare uses it")
         return _run(study, say, jobs)
 
 
@@ -220,7 +222,7 @@ def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]
     study, records = _tuned(study, say, jobs)
     grid = study.cells()
     row_of = {cell: row for row in grid for cell in row}
-    lines = {cell: cell.line(study.dataset) for cell in row_of}  # before any training
+    lines = {cell: cell.line(study.dataset) for cell in row_of}  # before any of them is trained
     differences: dict[Cell, dict[str, Any] | None] = {}
 
     def done(cell: Cell, line: dict[str, Any]) -> None:
