@@ -40,4 +40,4 @@ check: $(INSTALLED)
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 
 docs: $(INSTALLED)
-	@$(BIN)/python docs/refresh.py README.md docs/cli.md docs/models.md docs/compare.md docs/benchmarks.md
+	@$(BIN)/python docs/refresh.py README.md docs/cli.md docs/models.md docs/compare.md docs/results.md docs/benchmarks.md

@@ -3,6 +3,7 @@
     python benchmarks/compared.py RESULTS                    RESULTS has compare.json
     python benchmarks/compared.py RESULTS --peers TABLE      with benchmarks/peers/kuairand.json
     python benchmarks/compared.py RESULTS --cost             NE and cost beside the first
+    python benchmarks/compared.py RESULTS --tuning           validation NE of every trial
 
 Mean over seeds, ± the deviation between them; NE and its 95 % interval are differences from the
 first model on the same test rows (paired bootstrap, and Student's t over seeds).
@@ -58,6 +59,30 @@ def cost(report: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def tuning(report: dict[str, Any]) -> list[list[str]]:
+    """One row a model; the chosen trial in bold."""
+    found = report["tuning"]
+    every = [
+        {json.dumps(t["changes"]): t["changes"] for t in own["trials"]} for own in found.values()
+    ]
+    if any(list(trials) != list(every[0]) for trials in every):  # lists of their own
+        heads = [f"trial {n}" for n in range(1, len(every[0]) + 1)]
+    else:
+        heads = [_settings(changes) for changes in every[0].values()]
+    rows = [["model", *heads]]
+    for name, own in found.items():
+        row = [name]
+        for trial in own["trials"]:
+            ne = "-" if trial["valid_ne"] is None else f"{trial['valid_ne']:.4f}"
+            row.append(f"**{ne}**" if trial["number"] == own["chosen"] else ne)
+        rows.append(row)
+    return rows
+
+
+def _settings(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
+
+
 def _spread(value: dict[str, Any] | None) -> str:
     if value is None or value["mean"] is None:
         return "-"
@@ -82,11 +107,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="folder with compare.json")
     parser.add_argument("--peers", help="feature table of the peers to show")
-    parser.add_argument("--cost", action="store_true")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--cost", action="store_true")
+    shown.add_argument("--tuning", action="store_true")
     args = parser.parse_args()
     report = json.loads((args.results / "compare.json").read_text())
     peers = json.loads(PEERS.read_text())["tables"][args.peers] if args.peers else []
-    print(render(cost(report) if args.cost else quality(report, peers)))
+    if args.cost:
+        print(render(cost(report)))
+    elif args.tuning:
+        print(render(tuning(report)))
+    else:
+        print(render(quality(report, peers)))
 
 
 if __name__ == "__main__":

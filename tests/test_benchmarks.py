@@ -61,6 +61,25 @@ def test_cost_is_told_in_multiples_of_the_first(
     assert second == ["din", "+0.0040 (+0.0010 to +0.0070)", "12,345", "x 1.50", "x 1.00", "-"]
 
 
+def test_tuning_marks_the_chosen_trial(compared: ModuleType, report: dict[str, Any]) -> None:
+    def own(chosen: int, second: float | None, changes: dict[str, Any]) -> dict[str, Any]:
+        found = [
+            {"number": 1, "valid_ne": 0.9, "changes": {}},
+            {"number": 2, "valid_ne": second, "changes": changes},
+        ]
+        return {"chosen": chosen, "trials": found}
+
+    change = {"train.batch_size": 64}
+    report["tuning"] = {"kunlun": own(2, 0.8, change), "din": own(1, None, change)}
+    assert compared.tuning(report) == [
+        ["model", "as configured", "train.batch_size=64"],
+        ["kunlun", "0.9000", "**0.8000**"],
+        ["din", "**0.9000**", "-"],
+    ]
+    report["tuning"]["din"] = own(1, None, {"model.layers": 2})
+    assert compared.tuning(report)[0] == ["model", "trial 1", "trial 2"]
+
+
 @pytest.mark.parametrize(
     "table", json.loads((FILE.parent / "peers/kuairand.json").read_text())["tables"]
 )
