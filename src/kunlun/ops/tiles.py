@@ -209,3 +209,9 @@ def fold(tile: Tensor, part: slice, share: int) -> Tensor:
     if share == 1:
         return rows
     return rows.reshape(tile.shape[0] // share, -1, tile.shape[2])
+
+
+def join(parts: list[Tensor], products: int) -> Tensor:
+    """Results [N, R, D] of all parts of a tile -> [G * H, T, D], `products` = G * H."""
+    unfolded = [part.view(products, -1, part.shape[2]) for part in parts]
+    return unfolded[0] if len(unfolded) == 1 else torch.cat(unfolded, dim=1)

@@ -22,6 +22,7 @@ from kunlun.ops.tiles import (
     Packing,
     bucket,
     group,
+    join,
     pack,
     packed,
     product,
@@ -75,12 +76,14 @@ def forward(
     for tile, moment in zip(plan.tiles, shared.tiles, strict=True):
         queries, keys, values = (tile.load(x, zero_padding=True) for x in rows)
         bias = _Bias(moment.load(moments), position_bias, time_bias, queries.dtype)
+        results = []
         for part, reach in _slices(tile.length, heads, settings.window):
             scores = product(queries[:, part], keys[:, reach].mT, settings.scale)
             bias.add_(scores, part, reach)
             ACTIVATIONS["silu"].forward_(whole(scores))
             _mask_(scores, part, reach, settings.window)
-            tile.save_product(scores, values[:, reach], settings.out_scale, out, part)
+            results.append(product(scores, values[:, reach], settings.out_scale))
+        tile.save(join(results, len(queries)), out)
     return unpacked(out, *q.shape)
 
 
@@ -108,6 +111,7 @@ def backward(
         # Zero values and gradients silence padding: the slopes of its scores vanish.
         queries, keys, values, grads = (tile.load(x, zero_padding=True) for x in rows)
         bias = _Bias(moment.load(moments), position_bias, time_bias, queries.dtype)
+        results = []
         dk_tile, dv_tile = torch.zeros_like(keys), torch.zeros_like(values)
         for part, reach in _slices(tile.length, heads, window):
             q_part, grad_part = queries[:, part], grads[:, part]
@@ -117,10 +121,11 @@ def backward(
             ACTIVATIONS["silu"].backward_(whole(weights), whole(slope))
             for scores in (weights, slope):
                 _mask_(scores, part, reach, window)
-            tile.save_product(slope, keys[:, reach], scale, dq, part)
+            results.append(product(slope, keys[:, reach], scale))
             dk_tile[:, reach] += product(slope.mT, q_part, scale)
             dv_tile[:, reach] += product(weights.mT, grad_part, out_scale)
             bias.collect(slope, part, reach, d_position, d_time)
+        tile.save(join(results, len(queries)), dq)
         tile.save(dk_tile, dk)
         tile.save(dv_tile, dv)
     tables = d_position.to(position_bias.dtype), d_time.to(time_bias.dtype)

@@ -32,6 +32,7 @@ from kunlun.ops.tiles import (
     compute_dtype,
     fold,
     group,
+    join,
     pack,
     packed,
     product,
@@ -80,13 +81,16 @@ def forward(
         queries = q_tile.load(q_rows)
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
         bias = padding_bias(kv_tile, keys)
+        results, sums = [], []
         for part, reach in _slices(q_tile.length, window, causal):
             scores = product(keys[:, reach], fold(queries, part, share).mT, scale * LOG2_E)
             _mask_(scores, part, reach, window, causal, bias)
             top = max_over_keys(scores)
             total = sum_over_keys(exponentiate_(scores, top))
-            q_tile.save(product(scores.mT, values[:, reach]).div_(total.mT), out, part)
-            q_tile.save(log2_sum_(top, total).mT, lse, part)
+            results.append(product(scores.mT, values[:, reach]).div_(total.mT))
+            sums.append(log2_sum_(top, total).mT)
+        q_tile.save(join(results, len(queries)), out)
+        q_tile.save(join(sums, len(queries)), lse)
     return unpacked(out, *q.shape), unpacked(lse, *q.shape[:2])
 
 
@@ -116,6 +120,7 @@ def backward(
         grads, stats = (q_tile.load(x, zero_padding=True) for x in (grad_rows, stat_rows))
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
         bias = padding_bias(kv_tile, keys)
+        results: list[Tensor] = []
         for part, reach in _slices(q_tile.length, window, causal):
             q_part, grad_part = fold(queries, part, share), fold(grads, part, share)
             weights = product(keys[:, reach], q_part.mT, scale * LOG2_E)
@@ -124,7 +129,7 @@ def backward(
             exponentiate_(weights, row_lse)
             slope = product(values[:, reach], grad_part.mT)
             slope.sub_(row_delta).mul_(weights)
-            q_tile.save_product(slope.mT, keys[:, reach], scale, dq, part)
+            results.append(product(slope.mT, keys[:, reach], scale))
             dk_part, dv_part = product(slope, q_part, scale), product(weights, grad_part)
             if part.stop - part.start == q_tile.length:
                 dk_tile, dv_tile = dk_part, dv_part
@@ -133,6 +138,7 @@ def backward(
                 dk_tile, dv_tile = torch.zeros_like(keys), torch.zeros_like(values)
             dk_tile[:, reach] += dk_part
             dv_tile[:, reach] += dv_part
+        q_tile.save(join(results, len(queries)), dq)
         kv_tile.save(dk_tile, dk)
         kv_tile.save(dv_tile, dv)
     return unpacked(dq, *q.shape), unpacked(dk, *k.shape), unpacked(dv, *v.shape)
