@@ -1,23 +1,21 @@
-"""The studies under benchmarks/: what they may skip. They are not run here."""
+"""The narrow tables that README and docs show of committed comparisons."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import sys
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "kuairand.py"
+FILE = Path(__file__).parents[1] / "benchmarks" / "compared.py"
 
 
 @pytest.fixture
-def kuairand() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("kuairand", FILE)
+def compared() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compared", FILE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -25,76 +23,57 @@ def kuairand() -> ModuleType:
     return module
 
 
+def model(name: str, logloss: float, against: dict[str, Any]) -> dict[str, Any]:
+    values = {"logloss": {"mean": logloss, "sd": 0.0012, "n": 2}, "auc": {"mean": 0.75, "sd": None}}
+    return {
+        "name": name,
+        "test": {"click": {**values, "ne": {"mean": logloss / 0.5}}},
+        "against_first": against,
+        "dense_params": 12345,
+        "flops_per_sample": 2e6 if name == "kunlun" else 3e6,
+        "times_first": {"mean": 1.0, "sd": None},
+        "step_mfu": {"mean": None, "sd": None},
+    }
+
+
 @pytest.fixture
-def calls(
-    kuairand: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[tuple[str, Path]]:
-    """What the study asked for: ("prepare", folder) and ("train", run), which do nothing else."""
-    made: list[tuple[str, Path]] = []
-
-    def prepare(schema: Path, out: Path, *, root: Path) -> None:
-        out.mkdir(parents=True)
-        made.append(("prepare", out))
-
-    def train(config: object, *, out: Path, resume: bool) -> Path:
-        assert resume, "a finished run would be started over"
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "summary.json").write_text('{"test": {}}')
-        (out / "env.json").write_text('{"git_commit": "abc", "data": {"path": "here"}}')
-        made.append(("train", out))
-        return out
-
-    monkeypatch.setattr(import_module("kunlun.data.prepare"), "prepare", prepare)
-    monkeypatch.setattr(import_module("kunlun.training.trainer"), "train", train)
-    monkeypatch.setattr(kuairand, "EXAMPLES", tmp_path / "examples")
-    (tmp_path / "examples").mkdir()
-    (tmp_path / "logs").mkdir()
-    for name in kuairand.SCHEMAS.values():
-        (tmp_path / "examples" / name).write_text("labels: {}")
-    (tmp_path / "logs" / "impressions.parquet").write_text("one")
-    return made
+def report() -> dict[str, Any]:
+    found = {"click": {"ne": {"difference": 0.004, "low": 0.001, "high": 0.007}}}
+    return {"tasks": ["click"], "models": [model("kunlun", 0.4, {}), model("din", 0.402, found)]}
 
 
-@pytest.mark.parametrize("change", ["nothing", "schema", "logs"])
-def test_kuairand_prepares_and_trains_again_when_something_changed(
-    kuairand: ModuleType, calls: list[tuple[str, Path]], tmp_path: Path, change: str
+def test_quality_shows_spread_difference_and_peers(
+    compared: ModuleType, report: dict[str, Any]
 ) -> None:
-    def study() -> list[tuple[str, Path]]:
-        calls.clear()
-        found = kuairand.study(tmp_path / "logs", tmp_path / "work", 2)
-        assert [cell["git_commit"] for cell in found["cells"]] == ["abc"] * 4
-        return list(calls)
-
-    first = study()
-    assert [what for what, _ in first] == ["prepare", "train", "train"] * 2
-    if change == "schema":
-        (tmp_path / "examples" / "schema.yaml").write_text("labels: {click: {}}")
-    if change == "logs":
-        (tmp_path / "logs" / "impressions.parquet").write_text("two")
-    again = study()
-    trained, retrained = ({place for what, place in x if what == "train"} for x in (first, again))
-    prepared = [what for what, _ in again].count("prepare")
-    assert (prepared, len(trained & retrained)) == {
-        "nothing": (0, 4), "schema": (2, 0), "logs": (2, 0),
-    }[change]  # fmt: skip  # one schema extends the other
+    peer = {"name": "theirs", "seeds": "2/1", "click": {"logloss": 0.41, "sd": None, "auc": 0.74}}
+    header, first, second, theirs = compared.quality(report, [peer])
+    assert header == ["model", "click log-loss", "click AUC", "click NE from the first"]
+    assert first == ["kunlun", "0.4000 ± 0.0012", "0.7500", "-"]
+    assert second == ["din", "0.4020 ± 0.0012", "0.7500", "+0.0040 (+0.0010 to +0.0070)"]
+    assert theirs == ["theirs (2/1 seeds)", "0.4100", "0.7400", "-"]
 
 
-@pytest.mark.parametrize("given", ["", "ACTIVE"], ids=["ours", "the user's"])
-def test_kuairand_threads_wait_without_spinning_unless_asked(
-    kuairand: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+def test_cost_is_told_in_multiples_of_the_first(
+    compared: ModuleType, report: dict[str, Any]
 ) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    if not given:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-    seen = []
+    _, first, second = compared.cost(report)
+    assert first == ["kunlun", "0.8000", "12,345", "x 1.00", "x 1.00", "-"]
+    assert second == ["din", "+0.0040 (+0.0010 to +0.0070)", "12,345", "x 1.50", "x 1.00", "-"]
 
-    def study(*_: object) -> dict[str, list[object]]:
-        seen.append(os.environ.get("OMP_WAIT_POLICY"))
-        return {"cells": []}
 
-    monkeypatch.setattr(kuairand, "study", study)
-    monkeypatch.setattr(kuairand, "RESULT", tmp_path / "result.json")
-    monkeypatch.setattr(sys, "argv", ["kuairand.py", "--logs", str(tmp_path)])
-    kuairand.main()
-    assert seen == [given or "PASSIVE"]
-    assert json.loads((tmp_path / "result.json").read_text()) == {"cells": []}
+@pytest.mark.parametrize(
+    "table", json.loads((FILE.parent / "peers/kuairand.json").read_text())["tables"]
+)
+def test_peers_know_every_task(
+    compared: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    report: dict[str, Any], tmp_path: Path, table: str,
+) -> None:  # fmt: skip
+    own = report["models"][0]
+    own["test"]["long_view"] = own["test"]["click"]
+    report = {"tasks": ["click", "long_view"], "models": [own]}
+    (tmp_path / "compare.json").write_text(json.dumps(report))
+    monkeypatch.setattr("sys.argv", ["compared.py", str(tmp_path), "--peers", table])
+    compared.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert len({line.count("|") for line in lines}) == 1

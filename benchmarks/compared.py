@@ -1,0 +1,93 @@
+"""A narrow table of what `kunlun compare` wrote, for README and docs.
+
+    python benchmarks/compared.py RESULTS                    RESULTS has compare.json
+    python benchmarks/compared.py RESULTS --peers TABLE      with benchmarks/peers/kuairand.json
+    python benchmarks/compared.py RESULTS --cost             NE and cost beside the first
+
+Mean over seeds, ± the deviation between them; NE and its 95 % interval are differences from the
+first model on the same test rows (paired bootstrap, and Student's t over seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+PEERS = Path(__file__).parent / "peers" / "kuairand.json"
+
+
+def quality(report: dict[str, Any], peers: list[dict[str, Any]]) -> list[list[str]]:
+    """One row a model, log-loss and AUC of every task; peers behind them."""
+    tasks = report["tasks"]
+    rows = [
+        ["model", *(f"{t} {m}" for t in tasks for m in ("log-loss", "AUC", "NE from the first"))]
+    ]
+    for model in report["models"]:
+        row = [model["name"]]
+        for task in tasks:
+            own = model["test"].get(task, {})
+            row += [_spread(own.get("logloss")), _spread(own.get("auc"))]
+            row.append(_difference(model["against_first"].get(task, {}).get("ne")))
+        rows.append(row)
+    for peer in peers:
+        row = [f"{peer['name']} ({peer['seeds']} seeds)"]
+        for task in tasks:
+            sd = "" if peer[task]["sd"] is None else f" ± {peer[task]['sd']:.4f}"
+            row += [f"{peer[task]['logloss']:.4f}{sd}", f"{peer[task]['auc']:.4f}", "-"]
+        rows.append(row)
+    return rows
+
+
+def cost(report: dict[str, Any]) -> list[list[str]]:
+    """One row a variant: difference in NE by task, and cost as multiples of the first."""
+    tasks, first = report["tasks"], report["models"][0]
+    rows = [["variant", *(f"NE of {t}" for t in tasks), "parameters without tables", "FLOPs",
+             "samples/s", "MFU"]]  # fmt: skip
+    for model in report["models"]:
+        found = [_difference(model["against_first"].get(t, {}).get("ne")) for t in tasks]
+        if model is first:
+            found = [f"{first['test'][t]['ne']['mean']:.4f}" for t in tasks]
+        mfu = model["step_mfu"]["mean"]
+        rows.append([
+            model["name"], *found, f"{model['dense_params']:,}",
+            f"x {model['flops_per_sample'] / first['flops_per_sample']:.2f}",
+            f"x {model['times_first']['mean']:.2f}", "-" if mfu is None else f"{100 * mfu:.1f} %",
+        ])  # fmt: skip
+    return rows
+
+
+def _spread(value: dict[str, Any] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "-"
+    return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
+
+
+def _difference(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value['difference']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
+
+
+def render(rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "\n".join(
+        f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    )
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="folder with compare.json")
+    parser.add_argument("--peers", help="feature table of the peers to show")
+    parser.add_argument("--cost", action="store_true")
+    args = parser.parse_args()
+    report = json.loads((args.results / "compare.json").read_text())
+    peers = json.loads(PEERS.read_text())["tables"][args.peers] if args.peers else []
+    print(render(cost(report) if args.cost else quality(report, peers)))
+
+
+if __name__ == "__main__":
+    main()
