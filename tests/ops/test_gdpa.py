@@ -50,6 +50,7 @@ CASES = [  # rows, keys a sample (int: all alike), H, Hkv, D, dtype
     ((5, 5, 5), (0, 0, 0), 2, 2, 16, F32),
     ((70, 70, 3), (70, 70, 3), 2, 2, 16, F32),
     ((3000,), (40,), 2, 1, 8, F32),
+    ((250, 256, 250, 600), 130, 8, 8, 8, F32),  # padded and not, each in several parts
     ((1, 900), (1, 900), 1, 1, 8, torch.float16),
 ]
 

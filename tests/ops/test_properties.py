@@ -14,7 +14,7 @@ from kunlun.errors import BackendError
 from kunlun.ops import Jagged, gdpa, seed_attention, window_attention
 from kunlun.ops.gdpa.reference import gdpa_reference
 from kunlun.ops.seed_attention.reference import seed_attention_reference
-from kunlun.ops.tiles import bucket
+from kunlun.ops.tiles import bucket, pack
 from kunlun.ops.window_attention.reference import window_attention_reference
 from kunlun.testing import jagged
 from tests.ops.helpers import BACKENDS, assert_matches, normal
@@ -109,3 +109,11 @@ def test_jagged_strategy_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     with pytest.raises(BackendError, match=r"pip install 'kunlun-rec\[dev\]'"):
         jagged()
+
+
+@pytest.mark.parametrize("neighbour", [190, 192])
+def test_tile_of_one_sample_is_the_same_whatever_its_neighbour(neighbour: int) -> None:
+    offsets, both = torch.tensor([0, 192, 192 + neighbour]), torch.arange(2)
+    tiles = pack(offsets, 2, [(both, 192, 1)], torch.device("cpu")).tiles
+    assert tiles[0].index is None
+    assert (tiles[1].index is None) == (neighbour == 192)

@@ -49,12 +49,24 @@ class Rows:
             tile.index_fill_(0, self.padding, 0)
         return tile.to(compute_dtype(rows.dtype)).view(-1, self.length, rows.shape[1])
 
-    def save(self, tile: Tensor, into: Tensor) -> None:
-        """[G * H, T, D] -> its rows of a result made by Packing.result."""
+    def save(self, tile: Tensor, into: Tensor, part: slice = slice(None)) -> None:
+        """Rows `part` of the tile, [G * H, t, D] -> their rows of a result of Packing.result."""
         if self.target is None:
-            self._slice(into).copy_(tile)
+            rows = self._slice(into)[:, part]
+            rows.copy_(tile.view(rows.shape))
         else:
-            into.index_copy_(0, self.target, tile.reshape(-1, into.shape[1]).to(into.dtype))
+            target = self.target.view(-1, self.length)[:, part].reshape(-1)
+            into.index_copy_(0, target, tile.reshape(-1, into.shape[1]).to(into.dtype))
+
+    def save_product(
+        self, a: Tensor, b: Tensor, factor: float, into: Tensor, part: slice = slice(None)
+    ) -> None:
+        """Saves factor * a b, in one step where the rows are a slice of the result."""
+        if self.target is None and a.shape[0] == self.heads and a.dtype == into.dtype:
+            rows = self._slice(into)[:, part]
+            torch.baddbmm(rows, a, b, beta=0, alpha=factor, out=rows)
+        else:
+            self.save(product(a, b, factor), into, part)
 
     def _slice(self, rows: Tensor) -> Tensor:
         part = rows[self.start : self.start + self.length * self.heads]
@@ -139,7 +151,9 @@ def _rows(
     column = torch.arange(length)
     absent = column >= own[:, None]
     padded = bool(absent.any())
-    if per_tile == 1 and not padded:
+    # By its own length alone: a slice's products need not be bit-equal to those of an index.
+    sliced = [per_tile == 1 and n == length for n in own.tolist()]
+    if all(sliced):
         for start in starts.tolist():
             yield Rows(1, heads, length, start * heads, None, None, None)
         return
@@ -152,7 +166,10 @@ def _rows(
     gaps = absent[:, None].expand(-1, heads, -1).to(device)
     target = index.masked_fill(gaps, spare)
     parts = zip(*(x.split(per_tile) for x in (index, target, gaps)), strict=True)
-    for part, part_target, part_gaps in parts:
+    for i, (part, part_target, part_gaps) in enumerate(parts):
+        if sliced[i]:
+            yield Rows(1, heads, length, int(starts[i]) * heads, None, None, None)
+            continue
         padding = part_gaps.flatten().nonzero().flatten()
         yield Rows(len(part), heads, length, 0, part.flatten(), part_target.flatten(), padding)
 

@@ -19,7 +19,6 @@ from kunlun.ops.tiles import (
     bucket,
     fold,
     group,
-    join,
     pack,
     packed,
     product,
@@ -72,12 +71,10 @@ def forward(
         queries = q_tile.load(q_rows)
         # Zero key rows score 0, activate to 0 and add nothing.
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
-        results = []
         for part in slices(q_tile.length, len(queries) * kv_tile.length, _MIN_ROWS):
             scores = product(fold(queries, part, share), keys.mT, scale)
             _activate_(scores, names, kv_heads)
-            results.append(product(scores, values, out_scale))
-        q_tile.save(join(results, len(queries)), out)
+            q_tile.save_product(scores, values, out_scale, out, part)
     return unpacked(out, *q.shape)
 
 
@@ -103,20 +100,18 @@ def backward(
         # A zero gradient silences padded queries, whatever row they repeat.
         grads = q_tile.load(grad_rows, zero_padding=True)
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
-        results = []
         for part in slices(q_tile.length, len(queries) * kv_tile.length, _MIN_ROWS):
             q_part, grad_part = fold(queries, part, share), fold(grads, part, share)
             scores = product(q_part, keys.mT, scale)
             slope = product(grad_part, values.mT, out_scale)
             _activate_(scores, names, kv_heads, slope)
-            results.append(product(slope, keys, scale))
+            q_tile.save_product(slope, keys, scale, dq, part)
             if part.start == 0:
                 dk_tile = product(slope.mT, q_part, scale)
                 dv_tile = product(scores.mT, grad_part, out_scale)
             else:
                 dk_tile.baddbmm_(slope.mT, q_part, alpha=scale)
                 dv_tile.baddbmm_(scores.mT, grad_part, alpha=out_scale)
-        q_tile.save(join(results, len(queries)), dq)
         kv_tile.save(dk_tile, dk)
         kv_tile.save(dv_tile, dv)
     return unpacked(dq, *q.shape), unpacked(dk, *k.shape), unpacked(dv, *v.shape)

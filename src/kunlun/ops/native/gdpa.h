@@ -36,13 +36,26 @@ struct Gdpa {
             keys, a.kv_offsets[part.sample + 1] - keys};
   }
 
-  // k and v of the item that this thread is likely to take next.
-  Later<T> after(int64_t index, const Item& it) const {
-    if (index + a.threads >= items()) return {};
-    const Item next = item(index + a.threads);
+  // The item that this thread is likely to take next; without rows if there is none.
+  Item after(int64_t index) const {
+    return index + a.threads < items() ? item(index + a.threads) : Item{};
+  }
+  Later<T> keys_of(const Item& next, const Item& it) const {
     const long blocks = (it.rows + kBlock - 1) / kBlock * it.groups * heads_each();
     return {at(a.k, next.k_start, next.group), at(a.v, next.k_start, next.group), a.k.row, a.v.row,
             next.keys, blocks ? (next.keys + blocks - 1) / blocks : 0, next.groups * a.width};
+  }
+
+  struct Block {  // of rows of q, and a head
+    long row, rows, head;
+  };
+  // What is read after the block at row r of an item and head h.
+  Block behind(long r, long h, const Item& it, const Item& next) const {
+    const long first = it.group * heads_each(), last = first + it.groups * heads_each();
+    if (h + 1 < last) return {it.q_start + r, least(kBlock, it.rows - r), h + 1};
+    r += kBlock;
+    if (r < it.rows) return {it.q_start + r, least(kBlock, it.rows - r), first};
+    return {next.q_start, least(kBlock, next.rows), next.group * heads_each()};
   }
 
   bool forward(int64_t index) const {
@@ -59,7 +72,8 @@ struct Gdpa {
       read_rows(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, a.out_scale,
                 to + keys * width);
     }
-    Later<T> next = after(index, it);
+    const Item next = after(index);
+    Later<T> next_keys = keys_of(next, it);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {
@@ -70,11 +84,10 @@ struct Gdpa {
           write_zeros(to, a.out.row, rows, width);
           continue;
         }
-        const long later = h + 1 < last ? r : r + kBlock, more = least(kBlock, it.rows - later);
-        const long then = h + 1 < last ? h + 1 : first;
+        const Block then = behind(r, h, it, next);
         Ahead ahead;
-        ahead.add(at(a.q, it.q_start + later, then), a.q.row, more, width);
-        next.add_to(ahead);
+        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
+        next_keys.add_to(ahead);
         ahead.spread(tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes));
         const float *panels = kt + (h - first) / share * each, *values = panels + keys * width;
         Left left = {q, size};
@@ -98,6 +111,8 @@ struct Gdpa {
   bool backward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = padded(width), keys = padded(it.keys), share = heads_each();
+    const bool around = around_caches<T>(a.q_rows * a.heads * width);
+    const bool around_keys = around_caches<T>(a.kv_rows * a.kv_heads * width);
     const long each = 2 * keys * width + 3 * it.keys * size;  // of a key head
     float* kt = scratch(it.groups * each + kBlock * (3 * size + 2 * kKeys));
     if (!kt) return false;
@@ -110,7 +125,8 @@ struct Gdpa {
       read_rows(at(a.k, it.k_start, it.group + g), a.k.row, it.keys, width, 1.0f,
                 vt + keys * width);
     }
-    Later<T> next = after(index, it);
+    const Item next = after(index);
+    Later<T> next_keys = keys_of(next, it);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {
@@ -120,13 +136,13 @@ struct Gdpa {
           write_zeros(to, a.dq.row, rows, width);
           continue;
         }
-        const long later = h + 1 < last ? r : r + kBlock, more = least(kBlock, it.rows - later);
-        const long then = h + 1 < last ? h + 1 : first;
+        const Block then = behind(r, h, it, next);
         Ahead ahead;
-        ahead.add(at(a.q, it.q_start + later, then), a.q.row, more, width);
-        ahead.add(at(a.out, it.q_start + later, then), a.out.row, more, width);
-        next.add_to(ahead);
-        ahead.spread(2 * tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes));
+        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
+        ahead.add(at(a.out, then.row, then.head), a.out.row, then.rows, width);
+        next_keys.add_to(ahead);
+        ahead.spread(2 * tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes) +
+                     2 * tiles_of(it.keys, size / kLanes));
         const float *panels = kt + (h - first) / share * each, *vt = panels + keys * width;
         const float* k = vt + keys * width;
         float *dk = kt + (h - first) / share * each + 2 * keys * width + it.keys * size;
@@ -144,23 +160,25 @@ struct Gdpa {
           multiply<false>(rows, size / kLanes, n, {ds, columns}, rows_of(k + j * size, size), dq,
                           size, j > 0, &ahead);
           multiply<true>(n, size / kLanes, rows, {ds, columns}, rows_of(query), dk + j * size,
-                         size, add);
+                         size, add, &ahead);
           multiply<true>(n, size / kLanes, rows, {s, columns}, rows_of(outer), dv + j * size,
-                         size, add);
+                         size, add, &ahead);
         }
-        write_rows(dq, rows, width, a.scale, to, a.dq.row);
+        write_rows(dq, rows, width, a.scale, to, a.dq.row, around);
       }
     for (long g = 0; g < it.groups; g++) {
       const float *dk = kt + g * each + 2 * keys * width + it.keys * size;
       T *to_k = at(a.dk, it.k_start, it.group + g), *to_v = at(a.dv, it.k_start, it.group + g);
       if (it.rows) {
-        write_rows(dk, it.keys, width, a.scale, to_k, a.dk.row);
-        write_rows(dk + it.keys * size, it.keys, width, a.out_scale, to_v, a.dv.row);
+        write_rows(dk, it.keys, width, a.scale, to_k, a.dk.row, around_keys);
+        write_rows(dk + it.keys * size, it.keys, width, a.out_scale, to_v, a.dv.row,
+                   around_keys);
       } else {
         write_zeros(to_k, a.dk.row, it.keys, width);
         write_zeros(to_v, a.dv.row, it.keys, width);
       }
     }
+    if (around || around_keys) end_around();
     return true;
   }
 

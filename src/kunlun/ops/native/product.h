@@ -178,7 +178,7 @@ static inline Left read_rows(const T* from, long stride, long rows, long width, 
 
 // A tensor of more bytes is out of the second cache before anyone reads it. Written around the
 // caches, its memory need not be read first.
-constexpr long kAround = 1 << 22;
+constexpr long kAround = 1 << 21;
 template <class T>
 static inline bool around_caches(long elements) {
   return sizeof(T) == 4 && elements * (long)sizeof(T) > kAround;

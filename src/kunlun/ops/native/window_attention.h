@@ -98,13 +98,20 @@ struct WindowAttention {
     return {index % a.kv_heads, start, a.offsets[sample + 1] - start};
   }
 
-  // k and v of the item that this thread is likely to take next.
-  Later<T> after(int64_t index, const Item& it) const {
-    if (index + a.threads >= work.count * a.kv_heads) return {};
-    const Item next = item(index + a.threads);
-    const long steps = (it.rows + kQueries - 1) / kQueries * (a.heads / a.kv_heads);
-    return {at(a.k, next.start, next.group), at(a.v, next.start, next.group), a.k.row, a.v.row,
-            next.rows, steps ? (next.rows + steps - 1) / steps : 0, a.width};
+  // n queries of head h and `keys` rows of a key head, for a backward.
+  void ask(Ahead& ahead, long row, long h, long n, long key, long group, long keys) const {
+    ahead.add(at(a.q, row, h), a.q.row, n, a.width);
+    ahead.add(at(a.grad, row, h), a.grad.row, n, a.width);
+    ahead.add(at(a.out, row, h), a.out.row, n, a.width);
+    ahead.add(at(a.k, key, group), a.k.row, keys, a.width);
+    ahead.add(at(a.v, key, group), a.v.row, keys, a.width);
+  }
+  // The beginning of the item that this thread is likely to take next.
+  void ask_item(Ahead& ahead, int64_t index) const {
+    if (index >= work.count * a.kv_heads) return;
+    const Item next = item(index);
+    const long n = least(kQueries, next.rows);
+    ask(ahead, next.start, next.group * (a.heads / a.kv_heads), n, next.start, next.group, n);
   }
 
   bool backward(int64_t index) const {
@@ -121,20 +128,24 @@ struct WindowAttention {
     float *s = dv + it.rows * size, *ds = s + kBandKeys * kQueries, *qt = ds + kBandKeys * kQueries;
     float *gradt = qt + kQueries * width, *lse = gradt + kQueries * width, *delta = lse + kQueries;
     float *q = delta + kQueries, *grad = q + kQueries * size, *dq = grad + kQueries * size;
-    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, it.rows, width, k);
-    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, it.rows, width, v);
-    Later<T> next = after(index, it);
-    for (long h = it.group * share; h < (it.group + 1) * share; h++) {
-      long written = h == it.group * share ? 0 : it.rows;  // rows of dk and dv that hold something
+    // Where they will stand; copied as they are needed, and gradients written as they are complete.
+    const Left key = read_rows(at(a.k, it.start, it.group), a.k.row, 0, width, k);
+    const Left value = read_rows(at(a.v, it.start, it.group), a.v.row, 0, width, v);
+    const long first = it.group * share, last = first + share;
+    long complete = 0;
+    for (long h = first; h < last; h++) {
+      long written = h == first ? 0 : it.rows;  // rows of k and v, and of dk and dv, that stand
       for (long i = 0; i < it.rows; i += kQueries) {
-        const long n = least(kQueries, it.rows - i), more = least(kQueries, it.rows - i - n);
+        const long n = least(kQueries, it.rows - i);
         const long from = most(0, i - reach()), to = least(it.rows, i + n + above());
-        const long row = it.start + i, later = row + n;
+        const long row = it.start + i;
         Ahead ahead;
-        ahead.add(at(a.q, later, h), a.q.row, more, width);
-        ahead.add(at(a.grad, later, h), a.grad.row, more, width);
-        ahead.add(at(a.out, later, h), a.out.row, more, width);
-        next.add_to(ahead);
+        if (i + n < it.rows)
+          ask(ahead, row + n, h, least(kQueries, it.rows - i - n), it.start + to, it.group,
+              h == first ? least(n, it.rows - to) : 0);
+        else if (h + 1 < last)
+          ask(ahead, it.start, h + 1, least(kQueries, it.rows), it.start, it.group, 0);
+        else ask_item(ahead, index + a.threads);
         ahead.spread(2 * tiles_of(to - from, padded(n) / kLanes));
         const Left query = read_rows(at(a.q, row, h), a.q.row, n, width, q);
         read_panels(query.p, query.row, n, width, scale, qt);
@@ -142,6 +153,11 @@ struct WindowAttention {
                                       a.out.row, a.lse + row * a.heads + h, a.heads, n, padded(n),
                                       width, grad, gradt, lse, delta);
         const GradTile tile = {n, padded(n), width, query, outer, qt, gradt, lse, delta, dq};
+        if (written < to) {
+          const long at_row = it.start + written;
+          read_rows(at(a.k, at_row, it.group), a.k.row, to - written, width, k + written * size);
+          read_rows(at(a.v, at_row, it.group), a.v.row, to - written, width, v + written * size);
+        }
         for (; written < to; written++)
           for (long d = 0; d < size; d += kLanes) {
             store(dk + written * size + d, vec{});
@@ -152,11 +168,16 @@ struct WindowAttention {
                               {value.p + j * value.row, value.row}, least(kBandKeys, to - j), s, ds,
                               dk + j * size, dv + j * size, j == from, true, band(), j, i, &ahead);
         write_rows(dq, n, width, (float)a.scale, at(a.dq, row, h), a.dq.row, around);
+        if (h + 1 < last) continue;
+        const long until = i + n < it.rows ? most(0, i + n - reach()) : it.rows;
+        const long done = until - complete, to_row = it.start + complete;
+        write_rows(dk + complete * size, done, width, (float)a.scale,
+                   at(a.dk, to_row, it.group), a.dk.row, around_keys);
+        write_rows(dv + complete * size, done, width, 1.0f, at(a.dv, to_row, it.group), a.dv.row,
+                   around_keys);
+        complete = until;
       }
     }
-    write_rows(dk, it.rows, width, (float)a.scale, at(a.dk, it.start, it.group), a.dk.row,
-               around_keys);
-    write_rows(dv, it.rows, width, 1.0f, at(a.dv, it.start, it.group), a.dv.row, around_keys);
     if (around) end_around();
     return true;
   }

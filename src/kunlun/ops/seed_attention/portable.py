@@ -25,7 +25,6 @@ from kunlun.ops.tiles import (
     bucket,
     compute_dtype,
     group,
-    join,
     pack,
     packed,
     product,
@@ -105,19 +104,16 @@ def backward(
         row_lse, row_delta = out_tile.load(stat_rows).mT.contiguous().split(1, dim=1)
         queries = seed_rows[: len(keys)]
         bias = padding_bias(kv_tile, keys)
-        dk_parts, dv_parts = [], []
         for part in slices(kv_tile.length, s * len(keys), _MIN_KEYS):
             weights = product(keys[:, part], queries.mT, scale * LOG2_E)
             if bias is not None:
                 weights.add_(bias[:, part])
             exponentiate_(weights, row_lse)
             slope = product(values[:, part], grads.mT).sub_(row_delta).mul_(weights)
-            dk_parts.append(product(slope, queries, scale))
-            dv_parts.append(product(weights, grads))
+            kv_tile.save_product(slope, queries, scale, dk, part)
+            kv_tile.save_product(weights, grads, 1.0, dv, part)
             d_tile = product(slope.mT, keys[:, part], scale)
             d_seeds += d_tile.view(-1, heads, s, width).sum(0)  # in the order of the tiles
-        kv_tile.save(join(dk_parts, len(keys)), dk)
-        kv_tile.save(join(dv_parts, len(keys)), dv)
     d_seeds = d_seeds.transpose(0, 1).to(seeds.dtype)
     return d_seeds.contiguous(), unpacked(dk, *k.shape), unpacked(dv, *v.shape)
 
