@@ -20,7 +20,10 @@ LENGTHS = {"click": [3, 0, 12, 1, 7], "view": [0, 0, 5, 12, 1]}
 
 
 # options that bring code of their own into a backbone
-OPTIONS = {"kunlun_softmax": ("kunlun", {"tower": {"ffn": {"kind": "softmax"}}})}
+OPTIONS = {
+    "kunlun_softmax": ("kunlun", {"tower": {"ffn": {"kind": "softmax"}}}),
+    "kunlun_sum": ("kunlun", {"tower": {"pooling": {"reduce": "sum"}}}),
+}
 
 
 @pytest.fixture(params=[*MODELS, *OPTIONS])

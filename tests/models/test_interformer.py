@@ -47,7 +47,7 @@ def equations(w: plain.Weights, tokens: Tensor, events, config: InterFormerConfi
             part = {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)}
             x_sum = _x_sum(part, x)
             if layer == 0:
-                s = torch.cat([x_sum, s])
+                s = torch.cat([x_sum, plain.norm(s)])
             s_sum = _s_sum(part, s, config)
             x, s = (
                 _interaction(part, torch.cat([x, s_sum]), config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import shutil
@@ -39,6 +40,11 @@ def copied(finished, tmp_path):
     """A copy of its cells to change."""
     shutil.copytree(finished[0], tmp_path / "out")
     return tmp_path / "out"
+
+
+def diverge(*arguments, **keys):
+    """In the place of `train`."""
+    raise NonFiniteError(step=3, module="loss", batch_file=None)
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +164,10 @@ def test_other_data_are_refused(copied, config) -> None:
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
-def test_a_torn_line_is_named(copied, config) -> None:
+@pytest.mark.parametrize("content", ['{"variant": "dc', "[]"], ids=["torn", "list"])
+def test_a_torn_line_is_named(content, copied, config) -> None:
     file = copied / "cells/dcnv2/seed0.json"
-    file.write_text(file.read_text()[:50])
+    file.write_text(content)
     with pytest.raises(RunError, match=r"dcnv2/seed0.json: not a cell of a comparison; delete it"):
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
@@ -198,16 +205,95 @@ def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch)
     )
 
 
+@pytest.mark.parametrize("old", [False, True], ids=["digest", "no_digest"])
+def test_differences_from_a_first_of_other_settings_are_made_anew(
+    old, copied, config, monkeypatch
+) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    expected = line["against"]["tasks"]["click"]["ne"]["difference"]
+    line["against"]["tasks"]["click"]["ne"]["difference"] = 9.0
+    file.write_text(json.dumps(line))
+
+    def difference():
+        report = compare.run(study(config, copied, match="flops"), str)
+        return report["models"][1]["against_first"]["click"]["ne"]["difference"]
+
+    assert difference() == 9.0  # believed as long as the first is the same
+    if old:
+        del line["against"]["digest"]
+    else:  # as after training the first anew, elsewhere or by other code
+        first = copied / "cells/kunlun/seed0.json"
+        other = json.loads(first.read_text())
+        other["test"]["click"]["ne"] += 1
+        first.write_text(json.dumps(other))
+    file.write_text(json.dumps(line))
+    assert difference() == expected
+    file.write_text(json.dumps({**line, "against": {**line["against"], "digest": "stale"}}))
+    shutil.rmtree(copied / "cells/dcnv2/seed0")
+    report = compare.run(study(config, copied, match="flops"), str)
+    assert report["models"][1]["against_first"] == {}
+
+
+def test_a_difference_of_some_seeds_says_so(copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    del line["against"]
+    file.write_text(json.dumps(line))
+    assert "of 2 seeds)" not in text(
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+    )
+    file.write_text(json.dumps(line))
+    shutil.rmtree(copied / "cells/dcnv2/seed0")
+    assert " (1 of 2 seeds)" in text(
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+    )
+
+
 def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
         compare, "seconds_per_sample", lambda config, section, dataset: section["dim"] / 16
     )
+    monkeypatch.setattr(cells, "train", diverge)
     found = study(config, tmp_path, match="time")
     assert found.variants[1].model["dim"] == 16  # as narrow as kunlun
     assert found.match == {"what": "time", "budget": 1.0, "tolerance": 0.10}
+    assert not any(tmp_path.iterdir())  # a dry run ends here
+    compare.run(found, str)
     monkeypatch.setattr(compare, "seconds_per_sample", None)
     again = study(config, tmp_path, match="time")
     assert (again.variants, again.match) == (found.variants, found.match)
+    monkeypatch.setattr(  # another time of day: what is new is measured, what is known stays
+        compare, "seconds_per_sample", lambda config, section, dataset: section.get("dim", 64) / 32
+    )
+    grown = study(config, tmp_path, [*NAMES, "dlrm"], match="time")
+    assert grown.variants[:2] == found.variants
+    assert grown.variants[2].model["dim"] == 32
+    assert grown.match == found.match
+    other = study(config, tmp_path, list(reversed(NAMES)), match="time")
+    assert other.match["budget"] == 2.0
+
+
+def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> None:
+    def train(config, **keys):
+        with pytest.raises(RunError, match=f"^{tmp_path}: another kunlun compare is at work there"):
+            compare.run(study(config, tmp_path), str)
+        diverge()
+
+    monkeypatch.setattr(cells, "train", train)
+    report = compare.run(study(config, tmp_path), str)
+    assert all(model["failed"] for model in report["models"])
+    compare.run(study(config, tmp_path), str)  # the lock ended with the run
+
+    def flock(*arguments) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    said: list[str] = []
+    monkeypatch.setattr(compare.fcntl, "flock", flock)
+    compare.run(study(config, tmp_path), said.append)
+    assert "file system without locks" in said[0]
 
 
 def test_training_steps_are_timed(config) -> None:

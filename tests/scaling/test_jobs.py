@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kunlun.errors import KunlunError, RunError
+from kunlun.scaling import jobs
 from kunlun.scaling.cell import Cell
 from kunlun.scaling.jobs import Jobs, finish
 from kunlun.scaling.size import Cost
@@ -41,12 +42,12 @@ def _one_thread(monkeypatch):
 def test_two_at_once_are_the_same_bits(config, tmp_path) -> None:
     dataset, said = source.open_data(config.data), []
     found: dict[str, dict] = {}
-    for name, jobs in (("one", Jobs()), ("two", Jobs(2, partial(Path.touch, tmp_path / "began")))):
+    for name, how in (("one", Jobs()), ("two", Jobs(2, partial(Path.touch, tmp_path / "began")))):
         cells = [cell(config, tmp_path / name, seed) for seed in (0, 1)]
         found[name] = {}
         finish(
             dict.fromkeys(cells), dataset, said.append,
-            lambda c, line, name=name: found[name].update({c.seed: line}), jobs,
+            lambda c, line, name=name: found[name].update({c.seed: line}), how,
         )  # fmt: skip
     assert said == ["[1/2] kunlun seed 0: training", "[2/2] kunlun seed 1: training"] * 2
     assert (tmp_path / "began").exists()
@@ -79,18 +80,46 @@ def test_an_error_is_one_line_and_stops_the_others(config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "message"),
+    ("begin", "message", "code"),
     [
-        (partial(signal.raise_signal, signal.SIGKILL), "ended by SIGKILL; was there too little"),
-        (partial(int, "x"), "ValueError: invalid literal"),
+        (partial(signal.raise_signal, signal.SIGKILL), "ended by SIGKILL; was there too little", 1),
+        (partial(int, "x"), "ValueError: invalid literal", 1),
+        (partial(os.mkdir, "/dev/full/x"), "/dev/full/x: Not a directory$", 2),
     ],
-    ids=["killed", "fault"],
+    ids=["killed", "fault", "disk"],
 )
-def test_a_lost_process_is_named(begin, message, config, tmp_path) -> None:
+def test_a_lost_process_is_named(begin, message, code, config, tmp_path) -> None:
     dataset = source.open_data(config.data)
     with pytest.raises(KunlunError, match=f"^kunlun seed 0: {message}") as found:
         finish({cell(config, tmp_path, 0): None}, dataset, str, print, Jobs(2, begin))
-    assert found.value.exit_code == 1
+    assert found.value.exit_code == code
+
+
+def test_what_a_library_prints_is_not_the_end_of_a_worker(config, tmp_path, capfd) -> None:
+    wrong = dataclasses.replace(
+        cell(config, tmp_path, 0), config=dataclasses.replace(config, data="nowhere")
+    )
+    dataset = source.open_data(config.data)
+    with pytest.raises(RunError, match=r"^kunlun seed 0: nowhere: no such dataset"):
+        finish({wrong: None}, dataset, str, print, Jobs(2, partial(print, "welcome to")))
+    assert capfd.readouterr().err == "welcome to\n"
+
+
+def test_nobody_is_left_behind_by_a_ctrl_c_at_the_end_of_a_worker(
+    config, tmp_path, monkeypatch
+) -> None:
+    ended = []
+
+    def close(worker) -> None:
+        ended.append(worker)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs._Worker, "close", close)
+    dataset = source.open_data(config.data)
+    begin = partial(int, "x")
+    with pytest.raises(KeyboardInterrupt):
+        finish({cell(config, tmp_path, 0): None}, dataset, str, print, Jobs(2, begin))
+    assert ended[0].process.returncode == 1  # it was waited for
 
 
 def test_ctrl_c_stops_the_workers_with_a_checkpoint(config, tmp_path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kunlun.errors import ConfigError
+from kunlun.errors import ConfigError, NonFiniteError, RunError
 from kunlun.report.comparison import page, text
 from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, tuning, variants
@@ -78,12 +78,18 @@ def test_lists_of_models_not_compared_are_left_alone(config, write) -> None:
         ("all: []", "all is [], expected a list of trials"),
         ("all: {train: {lr: 1}}", "expected a list of trials"),
         ("all: [{}, 3]", "all, trial 2, for kunlun is 3, expected keys of train and model"),
-        ("all: [{lr: 1}]", "all, trial 1, for kunlun: lr is not a field of Changes"),
+        (
+            "all: [{lr: 1}]",
+            "trial 1, for kunlun: 'lr' is not a part of a trial; expected train, mo",
+        ),
+        ("all: [{train: 3}]", "all, trial 1, for kunlun: train is 3, expected a group of keys"),
         ("all: [{train: {lrr: 1}}]", "trial 1, for kunlun: train: lrr is not a field of TrainConf"),
         ("all: [{train: {lr: -1}}]", "trial 1, for kunlun: train: train.lr is -1.0, expected more"),
         ("all: [{model: {n_sum: 8}}]", "all, trial 1, for dcnv2: model: n_sum is not a field of"),
         ("all: [{}]\ndcnv2: [{model: {dimm: 8}}]", "dcnv2, trial 1: model: dimm is not a field"),
         ("all: [{train: {seed: 3}}]", "train.seed: the first of --seeds is that of every trial"),
+        ("all: [{train: {epochs: 2}}]", "train.epochs: every trial trains on the same samples"),
+        ("all: [{train: {max_steps: 2}}]", "train.max_steps: every trial trains on the same samp"),
         ("all: [{model: {name: din}}]", "model.name: a trial changes keys of a model, not which"),
     ],
 )
@@ -96,18 +102,46 @@ def test_mistakes_are_one_line(lines, message, config, write) -> None:
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "met"),
+    [
+        ("full_attention", "{tower: {window: 4}}", "model.tower.window"),
+        ("full_attention", "{events: {click: {window: 4}}}", "model.events.click.window"),
+        ("full_attention", "{tower: {}}", "model.tower"),
+        ("one_tower_for_all", "{events: {click: {dim: 8}}}", "model.events.click.dim"),
+        ("experts_1", "{tower: {window: 4}, layers: 3}", None),
+    ],
+)
+def test_a_trial_leaves_an_ablation_what_it_is(name, keys, met, config, write) -> None:
+    file, chosen = write(f"all: [{{model: {keys}}}]"), variants.choose(config, [name])
+    if met is None:
+        assert read(file, config, chosen)
+        return
+    with pytest.raises(ConfigError, match=f"trial 1, for {name}: {met} is what {name} itself"):
+        read(file, config, chosen)
+
+
+@pytest.mark.parametrize("again", ["{}", "{model: {layers: 2}}", "{train: {lr: 0.001}}"])
+def test_a_trial_made_twice_is_refused(again, config, write, tmp_path) -> None:
+    file = write(f"all: [{{}}, {{train: {{lr: 0.01}}}}, {again}]")
+    with pytest.raises(ConfigError, match="kunlun: trial 3 is trial 1 over again"):
+        compare.prepare(
+            config, variants.choose(config, ["kunlun"]), seeds=1, out=tmp_path, trials=file
+        )
+
+
 def test_each_trial_is_brought_to_the_budget(config, write, tmp_path) -> None:
-    file = write("all: [{}, {train: {lr: 0.01}}, {model: {head_hidden: 40}}, {model: {layers: 3}}]")
+    file = write("all: [{}, {train: {lr: 0.01}}, {model: {head_hidden: 40}}, {model: {layers: 1}}]")
     study = compare.prepare(
         config, variants.choose(config, NAMES), seeds=1, out=tmp_path, match="flops", trials=file
     )
     first, other = study.variants
     budget = study.cost(first).flops
     for variant in (first, other):
-        configured, trained, head, deep = [t.variant for t in study.trials[variant.name]]
+        configured, trained, head, flat = [t.variant for t in study.trials[variant.name]]
         assert configured.model == trained.model == variant.model
-        assert (head.model["head_hidden"], deep.model["layers"]) == (40, 3)
-        for v in (head, deep):
+        assert (head.model["head_hidden"], flat.model["layers"]) == (40, 1)
+        for v in (head, flat):
             assert study.cost(v).flops == pytest.approx(budget, rel=0.05)
     assert study.trials["dcnv2"][2].variant.changed["model.head_hidden"] == 40
 
@@ -169,12 +203,46 @@ def test_the_choice_knows_ties_and_divergence() -> None:
     failed = {"failed": "step 3"}
     assert tuning.best([line(0.9, 0.7), line(0.7, 0.7), line(0.6, 0.8)]) == 1
     assert tuning.best([failed, line(0.9, None), line(0.8, None)]) == 2
-    assert tuning.best([failed, failed]) == 0
-    assert tuning.valid_ne(failed) is None
+    assert tuning.best([line(0.9, 0.9), line(0.1, None), line(None, None)]) == 0
+    assert tuning.valid_nes([line(0.9, 0.7), line(0.1, None)]) == [pytest.approx(0.8), None]
+    assert tuning.best([failed, line(None, None)]) is None
+
+
+def test_no_trial_wins_if_all_diverge(config, write, tmp_path, monkeypatch) -> None:
+    def train(config, **keys):
+        raise NonFiniteError(step=3, module="loss", batch_file=None)
+
+    monkeypatch.setattr(cells, "train", train)
+    said: list[str] = []
+    study = compare.prepare(
+        config, variants.choose(config, ["kunlun"]), seeds=1, out=tmp_path,
+        trials=write("all: [{}, {train: {lr: 0.01}}]"),
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"^kunlun: no trial can be .* 2 has .* NE: step 3: loss is"):
+        compare.run(study, said.append)
+    assert not any("best" in line for line in said)
+
+
+def test_steps_of_unequal_batches_are_timed_with_the_configured_one(
+    config, write, tmp_path, monkeypatch
+) -> None:
+    timed = []
+    monkeypatch.setattr(
+        compare, "speeds", lambda runs, dataset: timed.append(runs) or [[0.001]] * len(runs)
+    )
+    report = compare.run(
+        compare.prepare(
+            config, variants.choose(config, NAMES), seeds=1, out=tmp_path,
+            trials=write("all: [{}]\ndcnv2: [{train: {batch_size: 32}}]"),
+        ), str,
+    )  # fmt: skip
+    assert [run.train.batch_size for run in timed[0]] == [64, 64]
+    assert "their steps were timed with 64 samples each" in text(report)
+    assert rundir.config_of(tmp_path / "cells/dcnv2/seed0").train.batch_size == 32
 
 
 def test_the_example_of_kuairand_is_read(config) -> None:
     file = Path(__file__).parents[2] / "examples/kuairand/trials.yaml"
     found = read(file, config, variants.choose(config, NAMES))
-    assert {len(own) for own in found.values()} == {6}
+    assert all(len(own) > 1 for own in found.values())
     assert not any(key.startswith("model.") for t in found["kunlun"] for key in t.asked)

@@ -23,7 +23,7 @@ START_RATIO = 0.3  # rms(GDPA) / rms(query) at step 0, whatever the scale
 @dataclass(frozen=True, kw_only=True)
 class PersonalizedFFNConfig(Config):
     """kind "gdpa", or for ablations "softmax" (attention to the same rows at 1/sqrt(d_h), which
-    reads no activation and no scale), "plain" (a two-layer FFN without context) or "none".
+    reads no activation, scale or out_scale), "plain" (a two-layer FFN without context) or "none".
     """
 
     kind: Literal["gdpa", "softmax", "plain", "none"] = "gdpa"

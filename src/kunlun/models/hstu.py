@@ -2,7 +2,7 @@
 
     S            = Norm(x_1 + type_1 .. x_T + type_T, c)      c = W_c [all tokens] + a type
     U, V, Q, K   = split(SiLU(Norm(S) W))
-    A            = SiLU(Q K^T / sqrt(d_h) + rab(position, time)) / N,  causal
+    A            = SiLU(Q K^T / sqrt(d_h) + rab(position, time)),  causal
     S'           = S + W_o (Norm(A V) * U)
     logit        = MLP([tokens | Norm(S^(L) of c)])
 

@@ -207,6 +207,8 @@ class InterFormerBackbone(Backbone):
         """See the class."""
         x = level(tokens)
         s, _ = self.merge(tokens, events, request)
+        # ids come at rms .02: the first result of PFFN would drown them
+        s = s.with_values(layer_norm(s.values))
         angle: Tensor | None = None
         for i, layer in enumerate(self.layers):
             x_sum = layer.context(x)  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """OneTrans (arXiv 2510.26104): one causal transformer over history and features together.
 
     S, X  = events merged by time, each with type and age;  split(W [all tokens]) into n tokens
+            both through RMSNorm, once, in front of the first layer
     Z     = [S ; X] + W_o MHA(RMSNorm([S ; X]))        causal, so X reads all of S
     Z'    = Z + FFN(RMSNorm(Z))
     Q, K, V and FFN: one set of weights for all events, one of its own for each token of X

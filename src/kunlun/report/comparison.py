@@ -50,7 +50,8 @@ def tables(report: dict[str, Any]) -> list[Table]:
         ),
     ]  # fmt: skip
     if len(models) > 1:
-        rows = [_against(models[0], m, task) for task in tasks for m in models[1:]]
+        seeds = len(report["seeds"])
+        rows = [_against(models[0], m, task, seeds) for task in tasks for m in models[1:]]
         header = ["model", "task", "NE", "95 % interval", "NE is", "AUC", "95 % interval", "AUC is",
                   "FLOPs", "samples/s", "MFU"]  # fmt: skip
         found.append(Table(f"Difference from {models[0]['name']}", header, rows))
@@ -81,6 +82,12 @@ def notes(report: dict[str, Any]) -> list[str]:
                 for t in own["trials"]
                 if t["failed"] is not None
             ]
+    own = report["config"]["train"]["batch_size"]
+    if len({m["changed"].get("train.batch_size", own) for m in report["models"]}) > 1:
+        found.append(
+            f"Models differ in train.batch_size; their steps were timed with {own} samples each, "
+            "as configured, their runs with their own."
+        )
     if report.get("jobs", 1) > 1:
         found.append(
             f"Runs were trained {report['jobs']} at a time, so their samples/s, MFU and seconds "
@@ -214,11 +221,11 @@ def _spread(value: dict[str, Any] | None, digits: int, factor: float = 1, unit: 
     return f"{mean}{sd}{unit}"
 
 
-def _against(first: dict[str, Any], model: dict[str, Any], task: str) -> list[str]:
+def _against(first: dict[str, Any], model: dict[str, Any], task: str, seeds: int) -> list[str]:
     found = model["against_first"].get(task, {})
     row = [model["name"], task]
     for metric, sign in (("ne", -1), ("auc", 1)):
-        row += _difference(found.get(metric), sign)
+        row += _difference(found.get(metric), sign, seeds)
     row.append(f"x {model['flops_per_sample'] / max(first['flops_per_sample'], 1):.2f}")
     row.append(f"x {_spread(model['times_first'], 3)}")
     mfu = [m["step_mfu"]["mean"] for m in (first, model)]
@@ -226,12 +233,13 @@ def _against(first: dict[str, Any], model: dict[str, Any], task: str) -> list[st
     return row
 
 
-def _difference(found: dict[str, Any] | None, sign: int) -> list[str]:
-    """sign: of a difference that is an improvement."""
+def _difference(found: dict[str, Any] | None, sign: int, seeds: int) -> list[str]:
+    """sign: of a difference that is an improvement. seeds: those of the study."""
     if found is None:
         return ["-", "-", "-"]
     low, high = found["low"], found["high"]
     verdict = "within noise"
     if low > 0 or high < 0:
         verdict = "better" if (low > 0) == (sign > 0) else "worse"
-    return [f"{found['difference']:+.5f}", f"{low:+.5f} to {high:+.5f}", verdict]
+    few = "" if found["seeds"] == seeds else f" ({found['seeds']} of {seeds} seeds)"
+    return [f"{found['difference']:+.5f}", f"{low:+.5f} to {high:+.5f}{few}", verdict]

@@ -7,7 +7,9 @@ OUT/trials/<variant>/<number>/     a trial of a variant, likewise
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ class Cell:
         try:
             found: dict[str, Any] = json.loads(self.file.read_text())
             config, data = found["config"], found["data"]
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError):
             raise RunError(f"{self.file}: not a cell of a comparison; delete it") from None
         self._same(self.file, config)
         now = source.fingerprint(dataset)
@@ -154,15 +156,30 @@ def curve(run: Path, flops_per_sample: float) -> list[dict[str, Any]]:
     return points
 
 
-def against(first: Cell, other: Cell, line: dict[str, Any]) -> dict[str, Any] | None:
+def against(
+    first: Cell, other: Cell, lines: Mapping[Cell, dict[str, Any] | None]
+) -> dict[str, Any] | None:
     """Differences of `other` minus `first` on the same rows, bootstrapped: task -> metric -> low,
-    high ... as `training.compare`; kept in the cell's line. None if predictions are gone."""
-    known: dict[str, Any] | None = line.get("against")
-    if known is not None and known["first"] == first.variant:
+    high ... as `training.compare`; kept in the line of `other`, with a digest of the first's. Made
+    anew from the predictions if the first is another by now, None if they are gone.
+
+    lines: those of both, finished.
+    """
+    line, of_first = lines[other] or {}, lines[first] or {}
+    known, digest = line.get("against"), _digest(of_first)
+    if known is not None and known.get("digest") == digest:
         return dict(known["tasks"])
     files = [cell.run / "predictions" / "test.parquet" for cell in (first, other)]
     if not all(file.is_file() for file in files):
         return None
     tasks = compare(first.run, other.run)["tasks"]
-    write_json(other.file, {**line, "against": {"first": first.variant, "tasks": tasks}})
+    kept = {"first": first.variant, "digest": digest, "tasks": tasks}
+    write_json(other.file, {**line, "against": kept})
     return dict(tasks)
+
+
+def _digest(line: dict[str, Any]) -> str:
+    """Of what a cell was and predicted: its settings but for the free ones, and test metrics."""
+    settings = {k: v for k, v in rundir.flat(line["config"]).items() if k not in FREE}
+    text = json.dumps([settings, line.get("test")], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ Seeds are the outer loop, so that a slow hour of the machine meets every variant
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from kunlun.errors import ConfigError
+from kunlun.errors import ConfigError, RunError
 from kunlun.report.comparison import markdown, page
 from kunlun.scaling import cell as cells
 from kunlun.scaling.cell import Cell
@@ -24,7 +25,7 @@ from kunlun.scaling.jobs import Jobs, finish
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
 from kunlun.scaling.summary import spread, summarise
 from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample, speeds
-from kunlun.scaling.trials import Trial, read
+from kunlun.scaling.trials import Trial, read, refuse_doubles
 from kunlun.scaling.tuning import best, record
 from kunlun.scaling.variants import Variant
 from kunlun.training import environment, source
@@ -38,7 +39,9 @@ ONE = Jobs()
 @dataclasses.dataclass(frozen=True)
 class Study:
     """What will be trained. match: {what, budget, tolerance} or None. left_out: name -> why.
-    trials: variant -> what is tried before it enters the table; {} if nothing is."""
+    trials: variant -> what is tried before it enters the table; {} if nothing is.
+    sizes: by time, what OUT/sizes.json will hold: measured once more they would be others, and
+    finished cells those of another study."""
 
     config: RunConfig
     dataset: Any
@@ -49,6 +52,7 @@ class Study:
     out: Path
     left_out: dict[str, str]
     trials: dict[str, list[Trial]] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, Any] | None = None
 
     @property
     def page(self) -> Path:
@@ -127,8 +131,10 @@ def prepare(
         return found.flops if match == "flops" else float(found.dense_params)
 
     chosen, about = [*variants, *(t.variant for own in tries.values() for t in own)], None
+    sizes, kept = None, out / "sizes.json"
     if match is not None:
-        chosen, about = _matched(chosen, match, flops_per_sample, measure, out / "sizes.json")
+        before = json.loads(kept.read_text()) if match == "time" and kept.is_file() else {}
+        chosen, about, sizes = _matched(chosen, match, flops_per_sample, measure, before)
     costs: dict[str, Cost] = {}
     for v in chosen:
         if _section(v) not in costs:
@@ -139,9 +145,12 @@ def prepare(
         name: [dataclasses.replace(t, variant=next(sized)) for t in own]
         for name, own in tries.items()
     }
+    if trials is not None:
+        refuse_doubles(trials, config, tries)
     first = config.train.seed
     numbers = list(range(first, first + seeds))
-    return Study(config, dataset, variants, costs, numbers, about, out, left_out or {}, tries)
+    return Study(config, dataset, variants, costs, numbers, about, out, left_out or {}, tries,
+                 sizes if match == "time" else None)  # fmt: skip
 
 
 def _section(variant: Variant) -> str:
@@ -154,37 +163,30 @@ def _matched(
     match: Match,
     budget: float | None,
     measure: Callable[[dict[str, Any], str], float],
-    file: Path,
-) -> tuple[list[Variant], dict[str, Any]]:
-    """The variants at their sizes, and what they were matched to.
+    kept: dict[str, Any],
+) -> tuple[list[Variant], dict[str, Any], dict[str, Any]]:
+    """The variants at their sizes, what they were matched to, and what to keep of it: budget, and
+    sizes by section and fixed keys.
 
-    Sizes by time are kept in `file`: measured once more they would be others, and finished cells
-    those of another study.
+    kept: that of an earlier call, {} if there was none; goes on only with the same first variant.
     """
-    asked = [[v.name, v.model, *([list(v.fixed)] if v.fixed else [])] for v in variants]
-    if match == "time" and file.is_file():
-        kept = json.loads(file.read_text())
-        if kept["asked"] == asked:
-            return [_with(v, kept["sizes"][v.name]) for v in variants], kept["match"]
     tolerance = TIME_TOLERANCE if match == "time" else TOLERANCE
-    found: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+    keys = [json.dumps([v.model, v.fixed], sort_keys=True) for v in variants]
+    found: dict[str, dict[str, Any]] = {}
+    if kept.get("first") == keys[0]:
+        budget, found = kept["budget"], dict(kept["sizes"])
     if budget is None:  # that of the first, which stays as it is
         budget = measure(variants[0].model, variants[0].name)
-        found[_section(variants[0]), variants[0].fixed] = variants[0].model
-    sizes = {}
-    for v in variants:  # trials of training alone have one size between them
-        key = _section(v), v.fixed
+        found[keys[0]] = variants[0].model
+    for v, key in zip(variants, keys, strict=True):  # trials of training alone have one size
         if key not in found:
             found[key] = fit(
                 v.model, budget, lambda s, v=v: measure(s, v.name),  # type: ignore[misc]
                 v.name, tolerance=tolerance, fixed=v.fixed,
             )  # fmt: skip
-        sizes[v.name] = found[key]
     about = {"what": match, "budget": budget, "tolerance": tolerance}
-    if match == "time":
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"asked": asked, "match": about, "sizes": sizes})
-    return [_with(v, sizes[v.name]) for v in variants], about
+    sized = [_with(v, found[key]) for v, key in zip(variants, keys, strict=True)]
+    return sized, about, {"first": keys[0], "budget": budget, "sizes": found}
 
 
 def _with(variant: Variant, section: dict[str, Any]) -> Variant:
@@ -197,12 +199,30 @@ def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str,
     """Train what is not finished yet; the report, also in OUT/compare.json, .md and .html.
 
     say: told of every cell as it begins. Raises RunError: cells of another configuration or of
-    other data stand in OUT; otherwise as `train`.
+    other data stand in OUT, another process is at work there, or no trial of a variant can be
+    chosen; otherwise as `train`.
     """
+    study.out.mkdir(parents=True, exist_ok=True)
+    with (study.out / ".lock").open("a") as file:  # the lock ends with the process, however it does
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{study.out}: another kunlun compare is at work there; wait for it, or choose "
+                "another --out"
+            ) from None
+        except OSError:
+            say("OUT is on a file system without locks; see that no other kunlun compare uses it")
+        return _run(study, say, jobs)
+
+
+def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]:
+    if study.sizes is not None:
+        write_json(study.out / "sizes.json", study.sizes)
     study, records = _tuned(study, say, jobs)
     grid = study.cells()
     row_of = {cell: row for row in grid for cell in row}
-    lines = {cell: cell.line(study.dataset) for cell in row_of}  # before any training
+    lines = {cell: cell.line(study.dataset) for cell in row_of}  # before any of them is trained
     differences: dict[Cell, dict[str, Any] | None] = {}
 
     def done(cell: Cell, line: dict[str, Any]) -> None:
@@ -247,10 +267,18 @@ def _tuned(
     for variant in study.variants:
         trials = study.trials[variant.name]
         found = [line for cell in grid[variant.name] if (line := lines[cell]) is not None]
-        winner = trials[best(found)]
+        place = best(found)
+        if place is None:
+            undefined = "NE is undefined on the validation rows"
+            why = next((line["failed"] for line in found if "failed" in line), undefined)
+            raise RunError(
+                f"{variant.name}: no trial can be chosen, none of its {len(trials)} has a "
+                f"validation NE: {why}; change its list of trials, and choose another --out"
+            )
+        winner = trials[place]
         say(f"{variant.name}: trial {winner.number} of {len(trials)} is the best on validation")
         chosen.append(dataclasses.replace(winner.variant, name=variant.name))
-        about[variant.name] = record(trials, found)
+        about[variant.name] = record(trials, found, winner)
     return dataclasses.replace(study, variants=chosen, trials={}), about
 
 
@@ -265,17 +293,23 @@ def _add_differences(
         return
     differences[first] = None
     for cell in others:
-        line = lines[cell]
-        if line is not None and cell not in differences:
-            differences[cell] = cells.against(first, cell, line)
+        if lines[cell] is not None and cell not in differences:
+            differences[cell] = cells.against(first, cell, lines)
 
 
 def _step_speeds(study: Study) -> list[dict[str, Any]]:
     """How fast each variant steps, measured side by side; kept in OUT/speed.json, like the cells.
 
-    step_samples_per_s, step_mfu, and times_first: how many times as fast as the first.
+    step_samples_per_s, step_mfu, and times_first: how many times as fast as the first. Variants of
+    unequal batch sizes step with the configured one, so that models differ and not batches.
     """
     runs = [v.run_config(study.config, study.seeds[0]) for v in study.variants]
+    if len({run.train.batch_size for run in runs}) > 1:
+        size = study.config.train.batch_size
+        runs = [
+            dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=size))
+            for run in runs
+        ]
     asked = [run.to_dict() for run in runs]
     file = study.out / "speed.json"
     if file.is_file():

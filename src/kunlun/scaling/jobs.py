@@ -80,8 +80,8 @@ def _at_once(
                 return
             ended, _, _ = select.select(running, [], [])
             for worker in ended:
-                running.remove(worker)
                 worker.close()
+                running.remove(worker)
                 line = worker.cell.line(dataset)
                 if line is None:
                     raise RunError(f"{worker.cell.label}: ended without {worker.cell.file}")

@@ -16,32 +16,29 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kunlun.config import Config, parse, read_yaml
+from kunlun.config import read_yaml
 from kunlun.errors import ConfigError
 from kunlun.models import MODELS
 from kunlun.models.io import resolve
+from kunlun.scaling.cell import FREE
 from kunlun.scaling.variants import ABLATIONS, Variant
 from kunlun.training import rundir
 from kunlun.training.config import RunConfig
 
 EVERY = "all"
-
-
-@dataclass(frozen=True)
-class Changes(Config):
-    """One entry of the file: keys of `train:` and of `model:`, as a configuration has them."""
-
-    train: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-
-    def flat(self) -> dict[str, Any]:
-        """Dotted keys -> values."""
-        return rundir.flat({k: v for k, v in self.to_dict().items() if v})
+REFUSED = {
+    "train.seed": "the first of --seeds is that of every trial",
+    "train.epochs": "every trial trains on the same samples",
+    "train.max_steps": "every trial trains on the same samples",
+    "model.name": "a trial changes keys of a model, not which model it is",
+}
 
 
 @dataclass(frozen=True)
@@ -101,29 +98,58 @@ def _check_names(file: Path, lists: dict[str, Any], names: list[str]) -> None:
 def _trial(base: RunConfig, variant: Variant, number: int, entry: Any, place: str) -> Trial:
     if not isinstance(entry, dict):
         raise ConfigError(f"{place} is {entry!r}, expected keys of train and model, or {{}}")
-    changes = parse(Changes, entry, place)
-    for section, key, why in (
-        ("train", "seed", "the first of --seeds is that of every trial"),
-        ("model", "name", "a trial changes keys of a model, not which model it is"),
-    ):
-        if key in getattr(changes, section):
-            raise ConfigError(f"{place}: {section}.{key}: {why}")
+    for key, value in entry.items():
+        if key not in ("train", "model"):
+            raise ConfigError(f"{place}: '{key}' is not a part of a trial; expected train, model")
+        if not isinstance(value, dict):
+            raise ConfigError(f"{place}: {key} is {value!r}, expected a group of keys")
+    asked = rundir.flat({section: keys for section, keys in entry.items() if keys})
+    for key in asked:
+        if key in REFUSED:
+            raise ConfigError(f"{place}: {key}: {REFUSED[key]}")
+        for own in variant.changed:
+            if own.startswith("model.") and _meets(key, own):
+                raise ConfigError(f"{place}: {key} is what {variant.name} itself changes")
     model = variant.model
-    if changes.model:
+    if entry.get("model"):
         whole = resolve(model, variant.name)[1].to_dict()
-        model = _merged({"name": model["name"], **whole}, changes.model)
+        model = _merged({"name": model["name"], **whole}, entry["model"])
         resolve(model, place)
-    asked = changes.flat()
     tried = dataclasses.replace(
         variant,
         name=f"{variant.name}-trial{number}",
         model=model,
-        train={**variant.train, **changes.train},
+        train={**variant.train, **entry.get("train", {})},
         changed={**variant.changed, **asked},
         fixed=tuple(k.removeprefix("model.") for k in asked if k.startswith("model.")),
     )
     tried.run_config(base, base.train.seed, place)
     return Trial(number, tuple(asked), tried)
+
+
+def _meets(key: str, own: str) -> bool:
+    """Whether a trial's key is one that an ablation changes, or a group with it, or a part of it; a
+    tower's key of one event type counts as the tower's."""
+    spellings = (key, re.sub(r"^model\.events\.[^.]+\.", "model.tower.", key))
+    return any(f"{k}.".startswith(f"{own}.") or f"{own}.".startswith(f"{k}.") for k in spellings)
+
+
+def refuse_doubles(file: Path, base: RunConfig, trials: Mapping[str, Sequence[Trial]]) -> None:
+    """Raise ConfigError if two trials of a variant, at their sizes, are the same run: that variant
+    would have fewer than the others."""
+    for name, own in trials.items():
+        seen: dict[str, int] = {}
+        for trial in own:
+            run = trial.variant.run_config(base, base.train.seed)
+            model = resolve(run.model, trial.variant.name)[1].to_dict()
+            settings = rundir.flat({"train": run.train.to_dict(), "model": model})
+            key = json.dumps({k: v for k, v in settings.items() if k not in FREE}, sort_keys=True)
+            if key in seen:
+                raise ConfigError(
+                    f"{file}: {name}: trial {trial.number} is trial {seen[key]} over again, with "
+                    "the same settings and size; change one of them"
+                )
+            seen[key] = trial.number
 
 
 def _merged(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

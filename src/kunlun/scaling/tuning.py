@@ -5,36 +5,42 @@ A trial is an ordinary cell with the first seed under OUT/trials; it never reads
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from kunlun.scaling.trials import Trial
-from kunlun.training.scoring import mean_ne
 
 
-def valid_ne(line: dict[str, Any]) -> float | None:
-    """Mean over tasks of the best validation's NE; None: the trial diverged."""
-    return None if "failed" in line else mean_ne(line["valid"])
+def valid_nes(lines: Sequence[dict[str, Any]]) -> list[float | None]:
+    """Of each trial of a variant the NE of its best validation, mean over tasks; None: it diverged,
+    or lacks the NE of a task that another trial has, and so cannot be held against that one."""
+    metrics = [{} if "failed" in line else line["valid"] for line in lines]
+    found = [{task: m["ne"] for task, m in own.items() if m["ne"] is not None} for own in metrics]
+    tasks = {task for own in found for task in own}
+    return [statistics.fmean(own.values()) if own and tasks == own.keys() else None
+            for own in found]  # fmt: skip
 
 
-def best(lines: Sequence[dict[str, Any]]) -> int:
-    """Place of the lowest validation NE, the earliest of equals; the first if all diverged."""
-    values = [valid_ne(line) for line in lines]
-    return min(range(len(values)), key=lambda i: math.inf if values[i] is None else values[i])  # type: ignore[arg-type, return-value]
+def best(lines: Sequence[dict[str, Any]]) -> int | None:
+    """Place of the lowest validation NE, the earliest of equals; None: no trial has one."""
+    known = [(ne, place) for place, ne in enumerate(valid_nes(lines)) if ne is not None]
+    return min(known)[1] if known else None
 
 
-def record(trials: Sequence[Trial], lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def record(
+    trials: Sequence[Trial], lines: Sequence[dict[str, Any]], chosen: Trial
+) -> dict[str, Any]:
     """What the report says of one variant: the chosen trial, and every trial made."""
     return {
-        "chosen": trials[best(lines)].number,
+        "chosen": chosen.number,
         "trials": [
             {
                 "number": trial.number,
                 "changes": trial.changes(),
-                "valid_ne": valid_ne(line),
+                "valid_ne": ne,
                 "failed": line.get("failed"),
             }
-            for trial, line in zip(trials, lines, strict=True)
+            for trial, line, ne in zip(trials, lines, valid_nes(lines), strict=True)
         ],
     }

@@ -1,7 +1,8 @@
 """The process of one cell, started by `kunlun.scaling.jobs`.
 
 Input: the pickled cell and jobs; its end, later, is a Ctrl-C. Output: what went wrong, if anything
-did; exit codes are those of the command line.
+did, and nothing else: what a library prints goes to stderr. Exit codes are those of the command
+line.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import sys
 import threading
 import traceback
 
-from kunlun.errors import KunlunError
+from kunlun.errors import KunlunError, UserError
 
 
 def main() -> int:
     """Train the cell; its line is the result."""
+    output = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     try:
         cell, jobs = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_interrupt_at_end_of_input, daemon=True).start()
@@ -27,13 +30,16 @@ def main() -> int:
 
         cell.work(source.open_data(cell.config.data), jobs.count)
     except KunlunError as error:
-        print(error)
+        print(error, file=output)
         return error.exit_code
+    except OSError as error:  # such as a full disk
+        print(f"{error.filename or 'output'}: {error.strerror or error}", file=output)
+        return UserError.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
         traceback.print_exc()
-        print(f"{type(error).__name__}: {error}")
+        print(f"{type(error).__name__}: {error}", file=output)
         return 1
     return 0
 
