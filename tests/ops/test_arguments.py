@@ -111,6 +111,31 @@ def test_shape_error_names_the_argument(
 
 
 @needs_native
+def test_registered_gdpa_refuses_other_than_one_activation_a_head() -> None:
+    raw, rest = torch.ops.kunlun, (O, O, "gelu", 1.0, 1.0, "native")
+    for call in (lambda: raw.gdpa(X, X, X, *rest), lambda: raw.gdpa_backward(X, X, X, X, *rest)):
+        with pytest.raises(ShapeError, match=r"^activation: 1 names for 2 heads; give one a head$"):
+            call()
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(4, 0, 6), (4, 2, 0)], ids=str)
+def test_registered_operators_refuse_no_heads_and_no_channels(shape: tuple[int, ...]) -> None:
+    x, raw, table = torch.zeros(shape), torch.ops.kunlun, torch.zeros(3)
+    gdpa_rest = (O, O, "gelu", 1.0, 1.0, "native")
+    hstu_rest = (O, torch.zeros(4), table, table, 9, 1.0, 1.0, "native")
+    calls = [
+        lambda: raw.gdpa(x, x, x, *gdpa_rest),
+        lambda: raw.gdpa_backward(x, x, x, x, *gdpa_rest),
+        lambda: raw.hstu_attention(x, x, x, *hstu_rest),
+        lambda: raw.hstu_attention_backward(x, x, x, x, *hstu_rest),
+    ]
+    for call in calls:
+        with pytest.raises(ShapeError, match=r"^q: expected \[L, H, D\] with "):
+            call()
+
+
+@needs_native
 @pytest.mark.parametrize("call", [g, w, s], ids=["gdpa", "window_attention", "seed_attention"])
 def test_forced_backend_that_cannot_run_says_why(call: Callable[..., Tensor]) -> None:
     call(backend="portable")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from kunlun.bench import clock
 from kunlun.errors import BackendError, ShapeError
 from kunlun.ops import choose, hstu_attention
 from kunlun.ops.flops import window_pairs
@@ -227,10 +228,26 @@ def test_native_bits_do_not_depend_on_the_number_of_threads(window: int | None) 
 
 
 @needs_native
-def test_native_groups_of_heads_agree_with_the_reference() -> None:
-    """k and v of 8 heads of 64 outgrow a core's cache: an item reads some heads only."""
-    inputs, offsets, time = make((600, 500), heads=8, dim=64)
+@pytest.mark.parametrize("heads", [8, 5])
+def test_native_groups_of_heads_agree_with_the_reference(heads: int) -> None:
+    """k and v outgrow a core's cache: an item reads some heads only, of a short sample more."""
+    inputs, offsets, time = make((600, 0, 250, 40), heads=heads, dim=64)
     assert_matches(*pair("native", offsets, time, out_scale=0.1), inputs, NAMES)
+
+
+@needs_native
+def test_native_scratch_is_that_of_a_head_however_skewed_the_lengths() -> None:
+    """Among short samples a long one must not be read by all its heads at once."""
+    rows, heads, dim = 16384, 16, 16
+    inputs, offsets, time = make((rows, *(1,) * 1000), heads=heads, dim=dim)
+    arguments = (*inputs[:3], offsets, time, *inputs[3:], 16, 0.3, 0.1, "native")
+    grad = inputs[0].clone()
+    with clock.Memory(torch.device("cpu")) as memory:
+        results = hstu_attention_backward_op(grad, *arguments)
+    if memory.peak is None:
+        pytest.skip("no /proc/self/clear_refs")
+    one = 5 * rows * dim * 4  # bytes of k and v in their forms, and of their gradients
+    assert memory.peak <= sum(x.nbytes for x in results) + 4 * one
 
 
 class _Largest(TorchDispatchMode):
@@ -340,3 +357,21 @@ def test_choice_says_why() -> None:
     )
     with pytest.raises(BackendError, match=r"the dtype is torch\.float64; use 'portable'"):
         hstu_attention(*[X.double()] * 3, ROWS, T, TABLE, TABLE, backend="native")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_registered_operators_check_times_and_tables(backend: str) -> None:
+    """They read memory by them."""
+    none = TABLE[:0]
+    cases = [
+        (T, none, TABLE, "position_bias: no buckets"),
+        (T, TABLE, none, "time_bias: no buckets"),
+        (T.long(), TABLE, TABLE, "time: expected float32 or float64"),
+        (T[:3], TABLE, TABLE, r"time: expected \[4\]"),
+    ]
+    for *inputs, message in cases:
+        arguments = (X, X, X, ROWS, *inputs, 9, 1.0, 1.0, backend)
+        with pytest.raises(ShapeError, match=f"^{message}"):
+            hstu_attention_op(*arguments)
+        with pytest.raises(ShapeError, match=f"^{message}"):
+            hstu_attention_backward_op(X, *arguments)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from kunlun.errors import ShapeError
 from kunlun.ops.checks import check_kv, check_like, check_offsets, check_rows
 from kunlun.ops.dispatch import choose
-from kunlun.ops.hstu_attention.op import hstu_attention_op
+from kunlun.ops.hstu_attention.op import check_biased, hstu_attention_op
 
 _EVERYTHING = 2**62  # a window no sequence reaches
 
@@ -78,14 +77,7 @@ def hstu_attention(
     if k.shape != q.shape:
         raise ShapeError(f"k: shape {list(k.shape)} differs from q's {list(q.shape)}")
     check_offsets("offsets", offsets, "q", q)
-    if time.shape != q.shape[:1]:
-        raise ShapeError(f"time: expected [{q.shape[0]}], got shape {list(time.shape)}")
-    if time.dtype not in (torch.float32, torch.float64):
-        raise ShapeError(f"time: expected float32 or float64, got {time.dtype}")
-    for name, table in (("position_bias", position_bias), ("time_bias", time_bias)):
-        check_rows(name, table, "buckets")
-        if table.shape[0] == 0:
-            raise ShapeError(f"{name}: no buckets; one of zero means no such bias")
+    check_biased(q, time, position_bias, time_bias)
     for name, x in (("time", time), ("position_bias", position_bias), ("time_bias", time_bias)):
         if x.device != q.device:
             raise ShapeError(f"{name}: on {x.device}, but q is on {q.device}")

@@ -8,11 +8,28 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from kunlun.errors import ShapeError
 from kunlun.ops import flops
-from kunlun.ops.checks import known_lengths, read_offsets
+from kunlun.ops.checks import check_rows, known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.hstu_attention import portable
 from kunlun.ops.native import hstu as native
+
+
+def check_biased(q: Tensor, time: Tensor, position_bias: Tensor, time_bias: Tensor) -> None:
+    """What the native library would divide by, or read past the end of.
+
+    The registered operators check it, too: programs that were exported call them.
+    """
+    check_rows("q", q)
+    if time.shape != q.shape[:1]:
+        raise ShapeError(f"time: expected [{q.shape[0]}], got shape {list(time.shape)}")
+    if time.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"time: expected float32 or float64, got {time.dtype}")
+    for name, table in (("position_bias", position_bias), ("time_bias", time_bias)):
+        check_rows(name, table, "buckets")
+        if table.shape[0] == 0:
+            raise ShapeError(f"{name}: no buckets; one of zero means no such bias")
 
 
 @torch.library.custom_op("kunlun::hstu_attention", mutates_args=())
@@ -30,6 +47,7 @@ def hstu_attention_op(
     backend: str = "",
 ) -> Tensor:
     """`backend`: "" lets choose decide."""
+    check_biased(q, time, position_bias, time_bias)
     if runs_on("hstu_attention", q, backend) == "native":
         tables = position_bias, time_bias
         return native.forward(q, k, v, offsets, time, *tables, window, scale, out_scale)
@@ -53,6 +71,7 @@ def hstu_attention_backward_op(
     out_scale: float,
     backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_biased(q, time, position_bias, time_bias)
     if runs_on("hstu_attention", q, backend) == "native":
         tables = position_bias, time_bias
         return native.backward(grad, q, k, v, offsets, time, *tables, window, scale, out_scale)

@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from kunlun.errors import ShapeError
+from kunlun.ops.checks import check_rows
 from kunlun.ops.native.call import addresses, call, check, int64, rows
 
 # In the order of activations.h; names of the same function share a code.
@@ -68,8 +70,12 @@ def _gdpa(
     q, k = strided[:2]
     assert q is not None
     assert k is not None
+    check_rows("q", q)  # the library divides by heads and channels
+    check_rows("k", k)
     starts, kv_starts = int64(q_offsets), int64(kv_offsets)
     codes = _codes(activation)
+    if len(codes) != q.shape[1]:  # each head reads its own
+        raise ShapeError(f"activation: {len(codes)} names for {q.shape[1]} heads; give one a head")
     packed = _GDPA.pack(
         *addresses(strided),
         *(starts.data_ptr(), kv_starts.data_ptr(), codes.data_ptr(), len(starts) - 1),

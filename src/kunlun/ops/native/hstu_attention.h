@@ -1,8 +1,9 @@
 // HSTU's attention: out = out_scale * sum over j <= i of silu(scale * q_i k_j + rab_ij) v_j, where
 // rab is one bias by the rows between i and j and one by the time between them, for all heads.
 //
-// One item is a sample and some of its heads: their k and v are brought into the form of products
-// once, and the biases of a tile are looked up once for all of them.
+// One item is a sample, or in the forward a part of it, and some of its heads: their k and v are
+// brought into the form of products once, and the biases of a tile are looked up once for all of
+// them. The longer the sample the fewer heads, so that several threads share a long one.
 #pragma once
 #include "activations.h"
 #include "library.h"
@@ -48,8 +49,10 @@ template <class T>
 struct HstuAttention {
   const HstuArgs& a;
   Parts work;
-  long together;  // heads an item
-  double* shares;  // of every item in the gradients of the tables, backward only
+  long forms;      // rows of scratch that a key takes: 2, in the backward 5
+  // Backward only: every item's share of the gradients of the tables, and where a sample's begin.
+  double* shares;
+  int64_t* places;  // [samples + 1]
 
   static constexpr long kRows = 32;  // queries of a tile; more would meet more keys behind them
   static constexpr long kKeys = 128;  // keys of a tile
@@ -67,13 +70,25 @@ struct HstuAttention {
     long first, last;       // its queries; these three count from the sample's first row
     long keys() const { return last - base; }
   };
-  long slices() const { return (a.heads + together - 1) / together; }
+  // Heads an item takes: as many as the cache holds at its number of keys, in groups of one size.
+  long together(long keys) const {
+    const long fit = most(1, kCached / (forms * most(keys, kLanes) * padded(a.width)));
+    const long groups = (a.heads + fit - 1) / fit;
+    return (a.heads + groups - 1) / groups;
+  }
+  long groups(long keys) const {
+    const long some = together(keys);
+    return (a.heads + some - 1) / some;
+  }
+  // Items of a part: groups of the longest sample. A shorter one has fewer, and items without any.
+  long slices() const { return groups(work.longest); }
   long reach() const { return least(a.window, 1L << 40); }
   Item item(int64_t index) const {
     const Part& part = work.data[index / slices()];
-    const long group = index % slices() * together;
-    return {group, least(together, a.heads - group), a.offsets[part.sample],
-            first_key(part.first), part.first, part.last};
+    const long base = first_key(part.first), some = together(part.last - base);
+    const long group = index % slices() * some;
+    return {group, least(some, a.heads - group), a.offsets[part.sample],
+            base,  part.first,                   part.last};
   }
   long first_key(long row) const { return most(0, row - reach()) / kLanes * kLanes; }
 
@@ -166,7 +181,7 @@ struct HstuAttention {
 
   bool forward(int64_t index) const {
     const Item it = item(index);
-    if (it.last == it.first) return true;
+    if (it.last == it.first || it.heads <= 0) return true;
     const long width = a.width, size = padded(width), keys = padded(it.keys());
     const long one = keys * (width + size);  // of a head
     float* kt = scratch(it.heads * (one + 2 * kRows * size) + 2 * kRows * kKeys + it.last + kLanes);
@@ -210,7 +225,7 @@ struct HstuAttention {
 
   bool backward(int64_t index) const {
     const Item it = item(index);
-    if (it.last == it.first) return true;
+    if (it.last == it.first || it.heads <= 0) return true;
     const long width = a.width, size = padded(width), keys = padded(it.last);
     const long one = keys * (2 * width + 3 * size);  // of a head
     const long block = kRows * size, scores = kRows * kKeys;
@@ -283,9 +298,8 @@ struct HstuAttention {
   };
   long share_size(long rows) const { return rows + kCopies * a.times; }
   Shares shares_of(const Item& it, int64_t index) const {
-    const long sample = work.data[index / slices()].sample, slice = index % slices();
-    const long before = it.start + sample * kCopies * a.times;  // of the samples before it
-    double* p = shares + slices() * before + slice * share_size(it.last);
+    double* p = shares + places[work.data[index / slices()].sample];
+    p += index % slices() * share_size(it.last);
     for (long i = 0; i < share_size(it.last); i++) p[i] = 0.0;
     return {p, p + it.last};
   }
@@ -305,18 +319,28 @@ struct HstuAttention {
     for (long d = 0; d <= furthest && d < t.rows + t.keys - 1; d++)
       to.by_distance[furthest - d] += diagonal[d];
   }
+  long shares_size(long sample) const {
+    const long rows = a.offsets[sample + 1] - a.offsets[sample];
+    return rows ? groups(rows) * share_size(rows) : 0;
+  }
+  bool make_room_for_shares() {
+    long count = 0;
+    for (long n = 0; n < a.samples; n++) count += shares_size(n);
+    shares = reinterpret_cast<double*>(shared(2 * (count + a.samples + 1)));
+    if (!shares) return false;
+    places = reinterpret_cast<int64_t*>(shares + count);
+    places[0] = 0;
+    for (long n = 0; n < a.samples; n++) places[n + 1] = places[n] + shares_size(n);
+    return true;
+  }
   // Every sample's share, one after another.
   void add_shares() const {
     for (long p = 0; p < a.positions; p++) a.d_position[p] = 0.0;
     for (long q = 0; q < a.times; q++) a.d_time[q] = 0.0;
-    const double* share = shares;
     for (long n = 0; n < a.samples; n++) {
       const long rows = a.offsets[n + 1] - a.offsets[n];
-      if (rows == 0) {  // no item wrote its share
-        share += slices() * share_size(0);
-        continue;
-      }
-      for (long slice = 0; slice < slices(); slice++, share += share_size(rows)) {
+      const double *share = shares + places[n], *end = shares + places[n + 1];
+      for (; share < end; share += share_size(rows)) {
         for (long d = 0; d < rows; d++) a.d_position[least(d, a.positions - 1)] += share[d];
         for (long i = 0; i < kCopies * a.times; i++) a.d_time[i % a.times] += share[rows + i];
       }
@@ -324,20 +348,10 @@ struct HstuAttention {
   }
 
   static Status run(const HstuArgs* a, bool backward) {
-    // As many heads as the cache holds at the batch's mean length, in groups of one size.
-    const long mean = a->samples ? (a->rows + a->samples - 1) / a->samples : 0;
-    const long floats = (backward ? 5 : 2) * most(mean, kLanes) * padded(a->width);
-    const long fit = least(a->heads, most(1, kCached / floats));
-    const long groups = (a->heads + fit - 1) / fit;
     // Neighbouring queries add to the gradients of the same keys: a backward is not cut.
     HstuAttention c = {*a, parts(a->offsets, a->samples, backward ? kWhole : kPart, a->threads),
-                       (a->heads + groups - 1) / groups, nullptr};
-    if (!c.work.data) return kNoMemory;
-    if (backward) {
-      const long count = c.slices() * (a->rows + a->samples * kCopies * a->times);
-      c.shares = reinterpret_cast<double*>(shared(2 * count));
-      if (!c.shares) return kNoMemory;
-    }
+                       backward ? 5 : 2, nullptr, nullptr};
+    if (!c.work.data || (backward && !c.make_room_for_shares())) return kNoMemory;
     const auto body = backward ? call<HstuAttention, &HstuAttention::backward>
                                : call<HstuAttention, &HstuAttention::forward>;
     if (!run_items(c.work.count * c.slices(), a->threads, body, &c)) return kNoMemory;

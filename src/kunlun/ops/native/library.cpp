@@ -100,10 +100,11 @@ bool run_items(int64_t items, int64_t threads, bool (*body)(const void*, int64_t
 
 Parts parts(const int64_t* offsets, int64_t samples, int64_t longest, int64_t threads) {
   if (threads <= 1) longest = kWhole;
-  int64_t count = 0;
+  int64_t count = 0, most = 0;
   for (int64_t i = 0; i < samples; i++) {
     const int64_t rows = offsets[i + 1] - offsets[i];
     count += rows > longest ? (rows + longest - 1) / longest : 1;
+    if (rows > most) most = rows;
   }
   if (count + 1 > t_parts.size) {
     free(t_parts.data);
@@ -112,7 +113,7 @@ Parts parts(const int64_t* offsets, int64_t samples, int64_t longest, int64_t th
     if (!t_parts.data) t_parts.size = 0;
   }
   Part* to = t_parts.data;
-  if (!to) return {nullptr, 0};
+  if (!to) return {nullptr, 0, 0};
   for (int64_t i = 0; i < samples; i++) {
     const int64_t rows = offsets[i + 1] - offsets[i];
     int64_t first = 0;
@@ -120,7 +121,7 @@ Parts parts(const int64_t* offsets, int64_t samples, int64_t longest, int64_t th
     *to++ = {i, first, rows};
   }
   if (threads > 1) qsort(t_parts.data, count, sizeof(Part), longer_first);
-  return {t_parts.data, count};
+  return {t_parts.data, count, most};
 }
 
 #if defined(__x86_64__)

@@ -95,6 +95,7 @@ struct Part {  // rows first .. last - 1 of a sample, counted from its own first
 struct Parts {
   const Part* data;  // valid until this thread's next call; nullptr without memory
   int64_t count;
+  int64_t longest;  // rows of the longest sample, in whatever parts
 };
 
 // All samples, where several threads share them longest first and in parts of at most `longest`

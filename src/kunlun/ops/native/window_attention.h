@@ -29,7 +29,7 @@ struct WindowAttention {
   // Rows of a head that are kept: twice what a tile reads, so that they seldom have to move up.
   long kept(long rows) const { return least(rows, 2 * (reach() + kQueries + above())); }
   long together() const {
-    const long each = copies() * kept(a.rows) * padded(a.width);
+    const long each = copies() * kept(work.longest) * padded(a.width);
     return heads_at_once(a.kv_heads, each, work.count, a.threads);
   }
   long slices() const { return (a.kv_heads + together() - 1) / together(); }
