@@ -49,7 +49,7 @@ def report() -> dict[str, Any]:
         "buy": {"ne": difference(-0.02, 0.03), "auc": None, "logloss": None},
     }
     return {
-        "config": {"name": "x <y>", "data": "synth:demo"},
+        "config": {"name": "x <y>", "data": "synth:demo", "train": {"batch_size": 256}},
         "data": {"train": 1000, "test": 200},
         "tasks": ["click", "buy"],
         "seeds": [0, 1],
@@ -93,6 +93,9 @@ def test_notes_say_what_was_left_out(report) -> None:
     assert "at a time" not in text(report)
     report["jobs"] = 4
     assert "Runs were trained 4 at a time, so their samples/s" in text(report)
+    assert "train.batch_size" not in text(report)
+    report["models"][1]["changed"] = {"train.batch_size": 64}
+    assert "differ in train.batch_size; their steps were timed with 256 samples each" in text(report)
     report["seeds"] = [0]
     assert "one seed, so the noise of training is not in them" in text(report)
 
