@@ -95,7 +95,9 @@ def test_notes_say_what_was_left_out(report) -> None:
     assert "Runs were trained 4 at a time, so their samples/s" in text(report)
     assert "train.batch_size" not in text(report)
     report["models"][1]["changed"] = {"train.batch_size": 64}
-    assert "differ in train.batch_size; their steps were timed with 256 samples each" in text(report)
+    assert "differ in train.batch_size; their steps were timed with 256 samples each" in text(
+        report
+    )
     report["seeds"] = [0]
     assert "one seed, so the noise of training is not in them" in text(report)
 

@@ -14,13 +14,14 @@ from kunlun.errors import NonFiniteError, RunError
 from kunlun.report.comparison import markdown, page, text
 from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, summary, variants
+from kunlun.scaling.study import prepare
 from kunlun.training import rundir
 
 NAMES = ["kunlun", "dcnv2"]
 
 
 def study(config, out, names=NAMES, seeds=1, **match):
-    return compare.prepare(config, variants.choose(config, names), seeds=seeds, out=out, **match)
+    return prepare(config, variants.choose(config, names), seeds=seeds, out=out, **match)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_a_run_that_diverges_is_a_line_too(config, tmp_path, monkeypatch) -> Non
 
 def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch) -> None:
     monkeypatch.setattr(cells, "train", None)
-    swapped = compare.prepare(
+    swapped = prepare(
         config,
         list(reversed(study(config, copied, match="flops").variants)),
         seeds=2,
@@ -254,7 +255,8 @@ def test_a_difference_of_some_seeds_says_so(copied, config, monkeypatch) -> None
 
 def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(
-        compare, "seconds_per_sample", lambda config, section, dataset: section["dim"] / 16
+        "kunlun.scaling.study.seconds_per_sample",
+        lambda config, section, dataset: section["dim"] / 16,
     )
     monkeypatch.setattr(cells, "train", diverge)
     found = study(config, tmp_path, match="time")
@@ -262,11 +264,12 @@ def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     assert found.match == {"what": "time", "budget": 1.0, "tolerance": 0.10}
     assert not any(tmp_path.iterdir())  # a dry run ends here
     compare.run(found, str)
-    monkeypatch.setattr(compare, "seconds_per_sample", None)
+    monkeypatch.setattr("kunlun.scaling.study.seconds_per_sample", None)
     again = study(config, tmp_path, match="time")
     assert (again.variants, again.match) == (found.variants, found.match)
     monkeypatch.setattr(  # another time of day: what is new is measured, what is known stays
-        compare, "seconds_per_sample", lambda config, section, dataset: section.get("dim", 64) / 32
+        "kunlun.scaling.study.seconds_per_sample",
+        lambda config, section, dataset: section.get("dim", 64) / 32,
     )
     grown = study(config, tmp_path, [*NAMES, "dlrm"], match="time")
     assert grown.variants[:2] == found.variants

@@ -119,7 +119,7 @@ def test_nobody_is_left_behind_by_a_ctrl_c_at_the_end_of_a_worker(
     begin = partial(int, "x")
     with pytest.raises(KeyboardInterrupt):
         finish({cell(config, tmp_path, 0): None}, dataset, str, print, Jobs(2, begin))
-    assert ended[0].process.returncode == 1  # it was waited for
+    assert ended[0].process.returncode is not None  # it was waited for
 
 
 def test_ctrl_c_stops_the_workers_with_a_checkpoint(config, tmp_path) -> None:

@@ -11,6 +11,7 @@ from kunlun.errors import ConfigError, NonFiniteError, RunError
 from kunlun.report.comparison import page, text
 from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, tuning, variants
+from kunlun.scaling.study import prepare
 from kunlun.scaling.trials import read
 from kunlun.training import rundir
 
@@ -125,14 +126,12 @@ def test_a_trial_leaves_an_ablation_what_it_is(name, keys, met, config, write) -
 def test_a_trial_made_twice_is_refused(again, config, write, tmp_path) -> None:
     file = write(f"all: [{{}}, {{train: {{lr: 0.01}}}}, {again}]")
     with pytest.raises(ConfigError, match="kunlun: trial 3 is trial 1 over again"):
-        compare.prepare(
-            config, variants.choose(config, ["kunlun"]), seeds=1, out=tmp_path, trials=file
-        )
+        prepare(config, variants.choose(config, ["kunlun"]), seeds=1, out=tmp_path, trials=file)
 
 
 def test_each_trial_is_brought_to_the_budget(config, write, tmp_path) -> None:
     file = write("all: [{}, {train: {lr: 0.01}}, {model: {head_hidden: 40}}, {model: {layers: 1}}]")
-    study = compare.prepare(
+    study = prepare(
         config, variants.choose(config, NAMES), seeds=1, out=tmp_path, match="flops", trials=file
     )
     first, other = study.variants
@@ -148,7 +147,7 @@ def test_each_trial_is_brought_to_the_budget(config, write, tmp_path) -> None:
 
 def test_a_trial_that_has_no_size_of_its_own_is_moved_and_says_so(config, write, tmp_path) -> None:
     file = write("all: [{model: {dim: 64, hidden: 64, head_hidden: 64, layers: 2}}]")
-    study = compare.prepare(
+    study = prepare(
         config, variants.choose(config, ["dcnv2"]), seeds=1, out=tmp_path,
         flops_per_sample=1e5, match="flops", trials=file,
     )  # fmt: skip
@@ -163,7 +162,7 @@ def test_the_best_on_validation_enters_the_table(config, write, tmp_path, monkey
 
     def study():
         chosen = variants.choose(config, NAMES)
-        return compare.prepare(config, chosen, seeds=1, out=out, match="flops", trials=file)
+        return prepare(config, chosen, seeds=1, out=out, match="flops", trials=file)
 
     report = compare.run(study(), said.append)
     assert said[0] == "[1/6] kunlun-trial1 seed 0: training"
@@ -214,7 +213,7 @@ def test_no_trial_wins_if_all_diverge(config, write, tmp_path, monkeypatch) -> N
 
     monkeypatch.setattr(cells, "train", train)
     said: list[str] = []
-    study = compare.prepare(
+    study = prepare(
         config, variants.choose(config, ["kunlun"]), seeds=1, out=tmp_path,
         trials=write("all: [{}, {train: {lr: 0.01}}]"),
     )  # fmt: skip
@@ -231,7 +230,7 @@ def test_steps_of_unequal_batches_are_timed_with_the_configured_one(
         compare, "speeds", lambda runs, dataset: timed.append(runs) or [[0.001]] * len(runs)
     )
     report = compare.run(
-        compare.prepare(
+        prepare(
             config, variants.choose(config, NAMES), seeds=1, out=tmp_path,
             trials=write("all: [{}]\ndcnv2: [{train: {batch_size: 32}}]"),
         ), str,

@@ -87,6 +87,7 @@ def command(
     from kunlun.report.comparison import text
     from kunlun.scaling import compare, variants
     from kunlun.scaling.jobs import Jobs
+    from kunlun.scaling.study import prepare
     from kunlun.training.config import load_run_config
 
     config = load_run_config(preset, list(overrides))
@@ -95,7 +96,7 @@ def command(
         chosen, left_out = variants.ablations(config)
     else:
         chosen = variants.choose(config, names)
-    study = compare.prepare(
+    study = prepare(
         config,
         chosen,
         seeds=seeds,

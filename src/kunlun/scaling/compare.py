@@ -11,188 +11,24 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
-from kunlun.errors import ConfigError, RunError
+from kunlun.errors import RunError
 from kunlun.report.comparison import markdown, page
 from kunlun.scaling import cell as cells
 from kunlun.scaling.cell import Cell
 from kunlun.scaling.jobs import Jobs, finish
-from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
+from kunlun.scaling.study import Study
 from kunlun.scaling.summary import spread, summarise
-from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample, speeds
-from kunlun.scaling.trials import Trial, read, refuse_doubles
+from kunlun.scaling.timing import speeds
 from kunlun.scaling.tuning import best, record
-from kunlun.scaling.variants import Variant
 from kunlun.training import environment, source
-from kunlun.training.config import RunConfig
 from kunlun.training.runlog import write_json
 
-Match = Literal["flops", "params", "time"]
 ONE = Jobs()
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """What will be trained. match: {what, budget, tolerance} or None. left_out: name -> why.
-    trials: variant -> what is tried before it enters the table; {} if nothing is.
-    sizes: by time, what OUT/sizes.json will hold: measured once more they would be others, and
-    finished cells those of another study."""
-
-    config: RunConfig
-    dataset: Any
-    variants: list[Variant]
-    costs: dict[str, Cost]
-    seeds: list[int]
-    match: dict[str, Any] | None
-    out: Path
-    left_out: dict[str, str]
-    trials: dict[str, list[Trial]] = dataclasses.field(default_factory=dict)
-    sizes: dict[str, Any] | None = None
-
-    @property
-    def page(self) -> Path:
-        """The HTML page of the report."""
-        return self.out / "compare.html"
-
-    def cells(self) -> list[list[Cell]]:
-        """Seed by seed, in the order of the variants."""
-        return [
-            [self._cell(v, seed, f"cells/{v.name}/seed{seed}") for v in self.variants]
-            for seed in self.seeds
-        ]
-
-    def trial_cells(self) -> dict[str, list[Cell]]:
-        """Variant -> its trials, each with the first seed."""
-        return {
-            name: [
-                self._cell(t.variant, self.seeds[0], f"trials/{name}/{t.number}", test=False)
-                for t in own
-            ]
-            for name, own in self.trials.items()
-        }
-
-    def _cell(self, variant: Variant, seed: int, place: str, *, test: bool = True) -> Cell:
-        config = variant.run_config(self.config, seed)
-        return Cell(variant.name, config, self.cost(variant), self.out / place, test)
-
-    def cost(self, variant: Variant) -> Cost:
-        """What the variant costs."""
-        return self.costs[_section(variant)]
-
-    def plan(self, variants: Sequence[Variant] | None = None) -> list[dict[str, Any]]:
-        """One entry a variant: name, model, cost, what differs from its own configuration."""
-        return [
-            {
-                "name": v.name,
-                "model": v.model["name"],
-                "flops_per_sample": self.cost(v).flops,
-                "params": self.cost(v).params,
-                "dense_params": self.cost(v).dense_params,
-                "changed": v.changed,
-            }
-            for v in (self.variants if variants is None else variants)
-        ]
-
-
-def prepare(
-    config: RunConfig,
-    variants: Sequence[Variant],
-    *,
-    seeds: int,
-    out: Path,
-    match: Match | None = None,
-    flops_per_sample: float | None = None,
-    left_out: dict[str, str] | None = None,
-    trials: Path | None = None,
-) -> Study:
-    """Open the data, bring the variants to one budget, count what they cost.
-
-    The budget is `flops_per_sample`, or what the first variant costs as configured; params are
-    matched without embedding tables, which all variants share; time is that of training steps.
-    trials: a file as `kunlun.scaling.trials` reads it; each trial is brought to the same budget.
-    Raises ConfigError: a variant that cannot be built, or that has no size within the budget.
-    """
-    tries = read(trials, config, variants) if trials is not None else {}
-    dataset = source.open_data(config.data)
-    source.need_train_rows(dataset)
-    if tries and not dataset.rows("valid"):
-        raise ConfigError(f"{trials}: the valid split of the data has no rows to choose by")
-    lengths = typical_lengths(dataset)
-
-    def measure(section: dict[str, Any], who: str) -> float:
-        if match == "time":
-            return seconds_per_sample(config, section, dataset)
-        found = cost(dataset, section, lengths, who)
-        return found.flops if match == "flops" else float(found.dense_params)
-
-    chosen, about = [*variants, *(t.variant for own in tries.values() for t in own)], None
-    sizes, kept = None, out / "sizes.json"
-    if match is not None:
-        before = json.loads(kept.read_text()) if match == "time" and kept.is_file() else {}
-        chosen, about, sizes = _matched(chosen, match, flops_per_sample, measure, before)
-    costs: dict[str, Cost] = {}
-    for v in chosen:
-        if _section(v) not in costs:
-            costs[_section(v)] = cost(dataset, v.model, lengths, v.name)
-    sized = iter(chosen)
-    variants = [next(sized) for _ in variants]
-    tries = {
-        name: [dataclasses.replace(t, variant=next(sized)) for t in own]
-        for name, own in tries.items()
-    }
-    if trials is not None:
-        refuse_doubles(trials, config, tries)
-    first = config.train.seed
-    numbers = list(range(first, first + seeds))
-    return Study(config, dataset, variants, costs, numbers, about, out, left_out or {}, tries,
-                 sizes if match == "time" else None)  # fmt: skip
-
-
-def _section(variant: Variant) -> str:
-    """The model of a variant, to look it up by."""
-    return json.dumps(variant.model, sort_keys=True)
-
-
-def _matched(
-    variants: list[Variant],
-    match: Match,
-    budget: float | None,
-    measure: Callable[[dict[str, Any], str], float],
-    kept: dict[str, Any],
-) -> tuple[list[Variant], dict[str, Any], dict[str, Any]]:
-    """The variants at their sizes, what they were matched to, and what to keep of it: budget, and
-    sizes by section and fixed keys.
-
-    kept: that of an earlier call, {} if there was none; goes on only with the same first variant.
-    """
-    tolerance = TIME_TOLERANCE if match == "time" else TOLERANCE
-    keys = [json.dumps([v.model, v.fixed], sort_keys=True) for v in variants]
-    found: dict[str, dict[str, Any]] = {}
-    if kept.get("first") == keys[0]:
-        budget, found = kept["budget"], dict(kept["sizes"])
-    if budget is None:  # that of the first, which stays as it is
-        budget = measure(variants[0].model, variants[0].name)
-        found[keys[0]] = variants[0].model
-    for v, key in zip(variants, keys, strict=True):  # trials of training alone have one size
-        if key not in found:
-            found[key] = fit(
-                v.model, budget, lambda s, v=v: measure(s, v.name),  # type: ignore[misc]
-                v.name, tolerance=tolerance, fixed=v.fixed,
-            )  # fmt: skip
-    about = {"what": match, "budget": budget, "tolerance": tolerance}
-    sized = [_with(v, found[key]) for v, key in zip(variants, keys, strict=True)]
-    return sized, about, {"first": keys[0], "budget": budget, "sizes": found}
-
-
-def _with(variant: Variant, section: dict[str, Any]) -> Variant:
-    """The variant with the section of another size."""
-    differs = {**variant.changed, **changed(variant.model, section)}
-    return dataclasses.replace(variant, model=section, changed=differs)
 
 
 def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str, Any]:
