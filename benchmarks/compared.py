@@ -21,7 +21,7 @@ PEERS = Path(__file__).parent / "peers" / "kuairand.json"
 
 def quality(report: dict[str, Any], peers: list[dict[str, Any]]) -> list[list[str]]:
     """One row a model, log-loss and AUC of every task; peers behind them."""
-    tasks = report["tasks"]
+    tasks, seeds = report["tasks"], len(report["seeds"])
     rows = [
         ["model", *(f"{t} {m}" for t in tasks for m in ("log-loss", "AUC", "NE from the first"))]
     ]
@@ -30,7 +30,7 @@ def quality(report: dict[str, Any], peers: list[dict[str, Any]]) -> list[list[st
         for task in tasks:
             own = model["test"].get(task, {})
             row += [_spread(own.get("logloss")), _spread(own.get("auc"))]
-            row.append(_difference(model["against_first"].get(task, {}).get("ne")))
+            row.append(_difference(model["against_first"].get(task, {}).get("ne"), seeds))
         rows.append(row)
     for peer in peers:
         row = [f"{peer['name']} ({peer['seeds']} seeds)"]
@@ -43,11 +43,11 @@ def quality(report: dict[str, Any], peers: list[dict[str, Any]]) -> list[list[st
 
 def cost(report: dict[str, Any]) -> list[list[str]]:
     """One row a variant: difference in NE by task, and cost as multiples of the first."""
-    tasks, first = report["tasks"], report["models"][0]
+    tasks, first, seeds = report["tasks"], report["models"][0], len(report["seeds"])
     rows = [["variant", *(f"NE of {t}" for t in tasks), "parameters without tables", "FLOPs",
              "samples/s", "MFU"]]  # fmt: skip
     for model in report["models"]:
-        found = [_difference(model["against_first"].get(t, {}).get("ne")) for t in tasks]
+        found = [_difference(model["against_first"].get(t, {}).get("ne"), seeds) for t in tasks]
         if model is first:
             found = [f"{first['test'][t]['ne']['mean']:.4f}" for t in tasks]
         mfu = model["step_mfu"]["mean"]
@@ -89,10 +89,11 @@ def _spread(value: dict[str, Any] | None) -> str:
     return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
 
 
-def _difference(value: dict[str, Any] | None) -> str:
+def _difference(value: dict[str, Any] | None, seeds: int) -> str:
     if value is None:
         return "-"
-    return f"{value['difference']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
+    few = "" if value["seeds"] == seeds else f", {value['seeds']} of {seeds} seeds"
+    return f"{value['difference']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f}{few})"
 
 
 def render(rows: list[list[str]]) -> str:

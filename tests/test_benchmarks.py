@@ -38,8 +38,9 @@ def model(name: str, logloss: float, against: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    found = {"click": {"ne": {"difference": 0.004, "low": 0.001, "high": 0.007}}}
-    return {"tasks": ["click"], "models": [model("kunlun", 0.4, {}), model("din", 0.402, found)]}
+    found = {"click": {"ne": {"difference": 0.004, "low": 0.001, "high": 0.007, "seeds": 2}}}
+    models = [model("kunlun", 0.4, {}), model("din", 0.402, found)]
+    return {"tasks": ["click"], "seeds": [0, 1], "models": models}
 
 
 def test_quality_shows_spread_difference_and_peers(
@@ -51,6 +52,9 @@ def test_quality_shows_spread_difference_and_peers(
     assert first == ["kunlun", "0.4000 ± 0.0012", "0.7500", "-"]
     assert second == ["din", "0.4020 ± 0.0012", "0.7500", "+0.0040 (+0.0010 to +0.0070)"]
     assert theirs == ["theirs (2/1 seeds)", "0.4100", "0.7400", "-"]
+    report["seeds"] = [0, 1, 2]
+    few = compared.quality(report, [])[2]
+    assert few[-1] == "+0.0040 (+0.0010 to +0.0070, 2 of 3 seeds)"
 
 
 def test_cost_is_told_in_multiples_of_the_first(
@@ -89,7 +93,7 @@ def test_peers_know_every_task(
 ) -> None:  # fmt: skip
     own = report["models"][0]
     own["test"]["long_view"] = own["test"]["click"]
-    report = {"tasks": ["click", "long_view"], "models": [own]}
+    report = {"tasks": ["click", "long_view"], "seeds": [0], "models": [own]}
     (tmp_path / "compare.json").write_text(json.dumps(report))
     monkeypatch.setattr("sys.argv", ["compared.py", str(tmp_path), "--peers", table])
     compared.main()
