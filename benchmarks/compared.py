@@ -56,6 +56,10 @@ def cost(report: dict[str, Any]) -> list[list[str]]:
             f"x {model['flops_per_sample'] / first['flops_per_sample']:.2f}",
             f"x {model['times_first']['mean']:.2f}", "-" if mfu is None else f"{100 * mfu:.1f} %",
         ])  # fmt: skip
+    floors = [first["test"][t].get("floor_ne", {}).get("mean") for t in tasks]
+    if any(floor is not None for floor in floors):
+        truth = ["-" if floor is None else f"{floor:.4f}" for floor in floors]
+        rows.append(["the true probabilities", *truth, "-", "-", "-", "-"])
     return rows
 
 

@@ -63,6 +63,9 @@ def test_cost_is_told_in_multiples_of_the_first(
     _, first, second = compared.cost(report)
     assert first == ["kunlun", "0.8000", "12,345", "x 1.00", "x 1.00", "-"]
     assert second == ["din", "+0.0040 (+0.0010 to +0.0070)", "12,345", "x 1.50", "x 1.00", "-"]
+    report["models"][0]["test"]["click"]["floor_ne"] = {"mean": 0.6855, "sd": 0.0}
+    truth = compared.cost(report)[-1]
+    assert truth == ["the true probabilities", "0.6855", "-", "-", "-", "-"]
 
 
 def test_tuning_marks_the_chosen_trial(compared: ModuleType, report: dict[str, Any]) -> None:

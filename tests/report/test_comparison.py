@@ -19,7 +19,7 @@ def spread(mean: float | None, sd: float | None = 0.001) -> dict[str, Any]:
 def model(name: str, ne: float, flops: float, **changes: Any) -> dict[str, Any]:
     task = {
         "ne": spread(ne), "auc": spread(0.7), "gauc": spread(None, None),
-        "logloss": spread(0.3), "calibration": spread(1.01),
+        "logloss": spread(0.3), "calibration": spread(1.01), "floor_ne": spread(None, None),
     }  # fmt: skip
     points = [
         {"flops": flops * n, "seconds": n / 10, "ne": {"click": ne + 1 / n, "buy": None}}
@@ -90,6 +90,13 @@ def test_notes_say_what_was_left_out(report) -> None:
         assert "softmax is left out: it is no switch." in words
         assert "flops are within 5% of 1e+06" in words
         assert "over 2 seeds" in words
+    assert "The truth is known" not in text(report)
+    report["models"][0]["test"]["buy"] = {
+        **report["models"][0]["test"]["buy"],
+        "floor_ne": spread(0.6855),
+    }
+    assert "The truth is known: no NE of buy can be below 0.6855." in text(report)
+    assert "no NE of click" not in text(report)
     assert "at a time" not in text(report)
     report["jobs"] = 4
     assert "Runs were trained 4 at a time, so their samples/s" in text(report)

@@ -93,6 +93,11 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"Runs were trained {report['jobs']} at a time, so their samples/s, MFU and seconds "
             "shared the machine; steps were measured afterwards with the machine to themselves."
         )
+    found += [
+        f"The truth is known: no NE of {task} can be below {floor:.4f}."
+        for task in report["tasks"]
+        if (floor := _floor(report, task)) is not None
+    ]
     if report["match"] is not None:
         match = report["match"]
         found.append(
@@ -219,6 +224,12 @@ def _spread(value: dict[str, Any] | None, digits: int, factor: float = 1, unit: 
     mean = f"{value['mean'] * factor:,.{digits}f}"
     sd = "" if value["sd"] is None else f" ± {value['sd'] * factor:,.{digits}f}"
     return f"{mean}{sd}{unit}"
+
+
+def _floor(report: dict[str, Any], task: str) -> float | None:
+    """The NE of the true probabilities on the test split; None where they are not known."""
+    known = [m["test"][task]["floor_ne"]["mean"] for m in report["models"] if task in m["test"]]
+    return next((value for value in known if value is not None), None)
 
 
 def _against(first: dict[str, Any], model: dict[str, Any], task: str, seeds: int) -> list[str]:

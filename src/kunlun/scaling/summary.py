@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-QUALITY = ("ne", "auc", "gauc", "logloss", "calibration", "expected_ne")
+QUALITY = ("ne", "auc", "gauc", "logloss", "calibration", "expected_ne", "floor_ne")
 COSTS = ("samples_per_s", "mfu", "peak_memory", "seconds")
 METRICS = ("ne", "auc", "logloss")  # with a bootstrap
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the last is close enough.
