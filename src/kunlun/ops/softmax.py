@@ -19,13 +19,8 @@ holds numbers and not NaN."""
 
 
 def max_over_keys(scores: Tensor) -> Tensor:
-    """[N, K, R] -> [N, 1, R] by halving; several times faster than amax at these sizes."""
-    half = (scores.shape[1] + 1) // 2
-    top = torch.maximum(scores[:, :half], scores[:, -half:])
-    while half > 1:
-        half = (half + 1) // 2
-        top = torch.maximum(top[:, :half], top[:, -half:])
-    return top
+    """[N, K, R] -> [N, 1, R]."""
+    return scores.amax(1, keepdim=True)
 
 
 def exponentiate_(scores: Tensor, base: Tensor) -> Tensor:

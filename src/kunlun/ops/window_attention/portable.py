@@ -1,5 +1,6 @@
 """Windowed softmax attention with torch alone: O(L * window) time and memory, on any device.
 
+Long samples are cut into blocks (see kunlun.ops.window_attention.blocks), the others share tiles.
 A tile holds samples of one length; it is walked in slices of query rows, each against just the
 keys its band can reach, cut at the sample's ends. So a window wider than the sequences costs
 what full attention costs, and short sequences are one dense block. Only the log-sum-exp of each
@@ -11,13 +12,13 @@ along whole vectors.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from kunlun.ops.softmax import (
-    BANNED,
     LOG2_E,
     exponentiate_,
     log2_sum_,
@@ -38,6 +39,8 @@ from kunlun.ops.tiles import (
     product,
     unpacked,
 )
+from kunlun.ops.window_attention import blocks
+from kunlun.ops.window_attention.blocks import Blocks, band, worth
 
 _EXACT = 64  # a padded key has to be masked, which costs more than a smaller tile saves
 _MIN_SLICE, _MAX_SLICE = 64, 128  # query rows; about the window, so that half the keys are used
@@ -45,21 +48,33 @@ _MIN_SLICE, _MAX_SLICE = 64, 128  # query rows; about the window, so that half t
 
 @lru_cache(maxsize=16)
 def _plan(
-    offsets: tuple[int, ...], heads: int, kv_heads: int, window: int, device: torch.device
-) -> tuple[Packing, Packing]:
-    """The tiles of queries and keys. Layers and the backward of one batch share it."""
+    offsets: tuple[int, ...],
+    heads: int,
+    kv_heads: int,
+    window: int,
+    causal: bool,
+    device: torch.device,
+) -> tuple[Packing, Packing, list[Blocks]]:
+    """Tiles of queries and keys, and the long samples. Layers and a batch's backward share it."""
     starts = torch.tensor(offsets)
-    lengths = bucket(starts.diff(), exact=_EXACT)
+    share = heads // kv_heads
+    cut = worth(starts.diff(), heads, window, causal)
+    long = [
+        Blocks(offsets[i], offsets[i + 1] - offsets[i], kv_heads, share, window, causal)
+        for i in cut.nonzero().flatten().tolist()
+    ]
+    lengths = bucket(starts.diff(), exact=_EXACT).masked_fill_(cut, 0)
     some = (lengths > 0).nonzero().flatten()
     groups = []
     for length, samples in group(lengths[some]):
         rows = min(length, _slice_rows(window))
         scores = heads * rows * min(length, rows + 2 * window)
         groups.append((some[samples], length, max(1, SCORES // scores)))
-    queries = pack(starts, heads, groups, device)
+    # Tiles and long samples together cover every row, so results need no zeros to begin with.
+    queries = replace(pack(starts, heads, groups, device), complete=True)
     if kv_heads == heads:
-        return queries, queries
-    return queries, pack(starts, kv_heads, groups, device)
+        return queries, queries, long
+    return queries, replace(pack(starts, kv_heads, groups, device), complete=True), long
 
 
 def forward(
@@ -73,7 +88,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """([L, H, D], log2-sum-exp2 [L, H] in the dtype we compute in)."""
     heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
-    to_q, to_kv = _plan(offsets, heads, kv_heads, window, q.device)
+    to_q, to_kv, long = _plan(offsets, heads, kv_heads, window, causal, q.device)
     q_rows, k_rows, v_rows = packed(q), packed(k), packed(v)
     out = to_q.result(q, q.shape[2])
     lse = to_q.result(q, 1, compute_dtype(q.dtype))
@@ -91,7 +106,10 @@ def forward(
             sums.append(log2_sum_(top, total).mT)
         q_tile.save(join(results, len(queries)), out)
         q_tile.save(join(sums, len(queries)), lse)
-    return unpacked(out, *q.shape), unpacked(lse, *q.shape[:2])
+    result, sum_rows = unpacked(out, *q.shape), unpacked(lse, *q.shape[:2])
+    for sample in long:
+        blocks.forward(sample, q, k, v, scale, result, sum_rows[..., None])
+    return result, sum_rows
 
 
 def backward(
@@ -108,7 +126,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) from grad [L, H, D]; the weights are made again from the log-sum-exp."""
     heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
-    to_q, to_kv = _plan(offsets, heads, kv_heads, window, q.device)
+    to_q, to_kv, long = _plan(offsets, heads, kv_heads, window, causal, q.device)
     delta = (grad.to(lse.dtype) * out).sum(-1)
     q_rows, k_rows, v_rows, grad_rows = packed(q), packed(k), packed(v), packed(grad)
     stat_rows = packed(torch.stack((lse, delta), dim=-1))
@@ -120,7 +138,7 @@ def backward(
         grads, stats = (q_tile.load(x, zero_padding=True) for x in (grad_rows, stat_rows))
         keys, values = (kv_tile.load(x, zero_padding=True) for x in (k_rows, v_rows))
         bias = padding_bias(kv_tile, keys)
-        results: list[Tensor] = []
+        parts: list[Tensor] = []
         for part, reach in _slices(q_tile.length, window, causal):
             q_part, grad_part = fold(queries, part, share), fold(grads, part, share)
             weights = product(keys[:, reach], q_part.mT, scale * LOG2_E)
@@ -129,7 +147,7 @@ def backward(
             exponentiate_(weights, row_lse)
             slope = product(values[:, reach], grad_part.mT)
             slope.sub_(row_delta).mul_(weights)
-            results.append(product(slope.mT, keys[:, reach], scale))
+            parts.append(product(slope.mT, keys[:, reach], scale))
             dk_part, dv_part = product(slope, q_part, scale), product(weights, grad_part)
             if part.stop - part.start == q_tile.length:
                 dk_tile, dv_tile = dk_part, dv_part
@@ -138,10 +156,13 @@ def backward(
                 dk_tile, dv_tile = torch.zeros_like(keys), torch.zeros_like(values)
             dk_tile[:, reach] += dk_part
             dv_tile[:, reach] += dv_part
-        q_tile.save(join(results, len(queries)), dq)
+        q_tile.save(join(parts, len(queries)), dq)
         kv_tile.save(dk_tile, dk)
         kv_tile.save(dv_tile, dv)
-    return unpacked(dq, *q.shape), unpacked(dk, *k.shape), unpacked(dv, *v.shape)
+    results = unpacked(dq, *q.shape), unpacked(dk, *k.shape), unpacked(dv, *v.shape)
+    for sample in long:
+        blocks.backward(sample, grad, q, k, v, lse[..., None], delta[..., None], scale, results)
+    return results
 
 
 def _slice_rows(window: int) -> int:
@@ -168,19 +189,7 @@ def _mask_(
     """Bans what lies outside the band or the sample, in scores [N, K, R]."""
     rows, keys = part.stop - part.start, reach.stop - reach.start
     if causal or rows - 1 + part.start - reach.start > window or keys - 1 > window:
-        band = _band(rows, keys, part.start - reach.start, window, causal, scores.device)
-        scores.view(len(scores), keys, -1, rows).add_(band.to(scores.dtype))
+        outside = band(rows, keys, part.start - reach.start, window, causal, scores.device)
+        scores.view(len(scores), keys, -1, rows).add_(outside.to(scores.dtype))
     if bias is not None:
         scores.add_(bias[:, reach])
-
-
-@lru_cache(maxsize=256)
-def _band(
-    rows: int, keys: int, shift: int, window: int, causal: bool, device: torch.device
-) -> Tensor:
-    """[K, 1, R]: 0 inside the band, else BANNED; query row i stands at key row i + shift."""
-    distance = torch.arange(keys)[:, None] - torch.arange(rows)[None, :] - shift
-    outside = distance.abs() > window
-    if causal:
-        outside |= distance > 0
-    return torch.zeros(keys, rows).masked_fill_(outside, BANNED)[:, None].to(device)
