@@ -42,24 +42,30 @@ def quality(report: dict[str, Any], peers: list[dict[str, Any]]) -> list[list[st
 
 
 def cost(report: dict[str, Any]) -> list[list[str]]:
-    """One row a variant: difference in NE by task, and cost as multiples of the first."""
+    """One row a variant: difference in NE by task, and cost as multiples of the first. Where the
+    true probabilities are known, expected NE (labels replaced by them) and what they reach."""
     tasks, first, seeds = report["tasks"], report["models"][0], len(report["seeds"])
-    rows = [["variant", *(f"NE of {t}" for t in tasks), "parameters without tables", "FLOPs",
-             "samples/s", "MFU"]]  # fmt: skip
+    floors = {
+        t: floor for t in tasks
+        if (floor := first["test"][t].get("floor_ne", {}).get("mean")) is not None
+    }  # fmt: skip
+    rows = [["variant", *(f"NE of {t}" for t in tasks), *(f"expected NE of {t}" for t in floors),
+             "parameters without tables", "FLOPs", "samples/s", "MFU"]]  # fmt: skip
     for model in report["models"]:
         found = [_difference(model["against_first"].get(t, {}).get("ne"), seeds) for t in tasks]
         if model is first:
             found = [f"{first['test'][t]['ne']['mean']:.4f}" for t in tasks]
         mfu = model["step_mfu"]["mean"]
         rows.append([
-            model["name"], *found, f"{model['dense_params']:,}",
+            model["name"], *found,
+            *(_spread(model["test"].get(t, {}).get("expected_ne")) for t in floors),
+            f"{model['dense_params']:,}",
             f"x {model['flops_per_sample'] / first['flops_per_sample']:.2f}",
             f"x {model['times_first']['mean']:.2f}", "-" if mfu is None else f"{100 * mfu:.1f} %",
         ])  # fmt: skip
-    floors = [first["test"][t].get("floor_ne", {}).get("mean") for t in tasks]
-    if any(floor is not None for floor in floors):
-        truth = ["-" if floor is None else f"{floor:.4f}" for floor in floors]
-        rows.append(["the true probabilities", *truth, "-", "-", "-", "-"])
+    if floors:
+        truth = [f"{floor:.4f}" for floor in floors.values()]
+        rows.append(["the true probabilities", *["-"] * len(tasks), *truth, *["-"] * 4])
     return rows
 
 

@@ -74,9 +74,13 @@ def test_cost_is_told_in_multiples_of_the_first(
     _, first, second = compared.cost(report)
     assert first == ["kunlun", "0.8000", "12,345", "x 1.00", "x 1.00", "-"]
     assert second == ["din", "+0.0040 (+0.0010 to +0.0070)", "12,345", "x 1.50", "x 1.00", "-"]
-    report["models"][0]["test"]["click"]["floor_ne"] = {"mean": 0.6855, "sd": 0.0}
-    truth = compared.cost(report)[-1]
-    assert truth == ["the true probabilities", "0.6855", "-", "-", "-", "-"]
+    click = report["models"][0]["test"]["click"]
+    click["floor_ne"] = {"mean": 0.6855, "sd": 0.0}
+    click["expected_ne"] = {"mean": 0.7123, "sd": None}
+    header, first, second, truth = compared.cost(report)
+    assert header[1:3] == ["NE of click", "expected NE of click"]
+    assert (first[2], second[2]) == ("0.7123", "-")
+    assert truth == ["the true probabilities", "-", "0.6855", "-", "-", "-", "-"]
 
 
 def test_tuning_marks_the_chosen_trial(compared: ModuleType, report: dict[str, Any]) -> None:
@@ -116,25 +120,53 @@ def test_peers_know_every_task(
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_targets_say_what_was_missed(targets: ModuleType) -> None:
-    def case(forward: float, both: float, **key: object) -> dict[str, Any]:
+def test_targets_say_what_was_missed(
+    targets: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    def case(forward: float, both: float, dtype: str = "float32", **key: object) -> dict[str, Any]:
         def way(name: str, ms: float) -> dict[str, Any]:
             first = {"ms": ms, "gemm_share": forward}
             return {"way": name, "forward": first, "both": {"ms": 3 * ms, "gemm_share": both}}
 
-        ways = [way("native", 1.0), way("padded", 4.0), {"way": "sdpa", "skipped": "no room"}]
-        return {"operator": "gdpa", "dtype": "float32", **key, "ways": ways}
+        ways = [way("native", 1.0), way("padded", 4.0), way("sdpa", 9.0)]
+        ways.append({"way": "portable", "skipped": "no room"})
+        return {"operator": "gdpa", "dtype": dtype, **key, "ways": ways}
 
+    window = {"operator": "window_attention", "way": "native"}
     report = {
-        "cases": [case(0.46, 0.51, shape="A"), case(0.79, 0.7, shape="B")],
-        "sweep": [case(0.9, 0.9, length=2048, operator="window_attention")],
+        "cases": [
+            case(0.46, 0.51, shape="A"), case(0.7996, 0.7, shape="B"),
+            case(0.5, 0.7, "bfloat16", shape="A"),
+        ],
+        "sweep": [
+            {**case(0.9, 0.9, length=1024), "operator": "window_attention", "ways": []},
+            {**case(0.9, 0.9, length=2048), "operator": "window_attention"},
+        ],
+        "exponents": [
+            {**window, "pass": "forward", "exponent": 1.0},
+            {**window, "pass": "both", "exponent": 1.11},
+        ],
         "threads": [{"operator": "gdpa", "shape": "B", "speed_up": 1.69}],
-    }
-    name = "gdpa native, float32: share of GEMM peak"
-    padded = "gdpa native over padded: times as fast"
-    assert targets.table(report) == [
-        ["target", "asked", "measured", "missed"],
-        [name, "45 / 50 % (A), 80 / 65 % (B)", "A 46 / 51 %, B 79 / 70 %", "B"],
-        [padded, "3.5 x (A), 5.0 x (B)", "A 4.0 x, B 4.0 x", "B"],
-        ["gdpa: two threads over one", "1.70 x (B)", "B 1.69 x", "B"],
+    }  # fmt: skip
+    (tmp_path / "ops.json").write_text(json.dumps(report))
+    monkeypatch.setattr("sys.argv", ["targets.py", str(tmp_path / "ops.json")])
+    targets.main()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()
     ]
+    assert [rows[0], *rows[2:]] == [
+        ["target", "asked", "measured", "missed"],
+        ["gdpa native, float32: share of GEMM peak", "45.0 / 50.0 % (A), 80.0 / 65.0 % (B)",
+         "A 46.0 / 51.0 %, B 80.0 / 70.0 %", "B"],
+        ["gdpa native, bfloat16: share", "45.0 / 50.0 % (A)", "A 50.0 / 70.0 %", "-"],
+        ["gdpa native over padded, float32: times as fast", "3.5 x (A), 5.0 x (B)",
+         "A 4.0 x, B 4.0 x", "B"],
+        ["gdpa native over padded, bfloat16: times as fast", "3.5 x (A)", "A 4.0 x", "-"],
+        ["window_attention native over masked SDPA, 2048 rows", "8.0 / 8.0 x (2048)",
+         "2048 9.0 / 9.0 x", "-"],
+        ["window_attention native: exponent of time in length, at most",
+         "1.10 / 1.10 (256 to 4096)", "256 to 4096 1.00 / 1.11", "256 to 4096"],
+        ["gdpa: two threads over one", "1.70 x (B)", "B 1.69 x", "B"],
+    ]  # fmt: skip

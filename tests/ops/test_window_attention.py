@@ -46,6 +46,7 @@ CASES = [  # lengths, window, H, Hkv, D, dtype
     (LENGTHS["buckets"], 32, 4, 1, 16, BF16),
     (LENGTHS["skewed"], 70, 2, 2, 8, F64),
     (LENGTHS["skewed"], 10**9, 2, 1, 8, F32),
+    (LENGTHS["buckets"], 2**62, 2, 1, 8, F32),
     ((257, 256, 255), 20, 2, 2, 8, F32),
     ((700,), 150, 2, 1, 8, torch.float16),
     # Several tiles of queries with keys on both sides, and keys that no tile reads at once.

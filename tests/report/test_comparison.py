@@ -93,10 +93,14 @@ def test_notes_say_what_was_left_out(report) -> None:
     assert "The truth is known" not in text(report)
     report["models"][0]["test"]["buy"] = {
         **report["models"][0]["test"]["buy"],
+        "expected_ne": spread(0.7123),
         "floor_ne": spread(0.6855),
     }
-    assert "The truth is known: no NE of buy can be below 0.6855." in text(report)
-    assert "no NE of click" not in text(report)
+    assert "The truth is known: expected NE of buy" in text(report)
+    assert "cannot be below 0.6855." in text(report)
+    assert "expected NE of click" not in text(report)
+    (quality, *_) = tables(report)
+    assert quality.rows[3][quality.header.index("expected NE")] == "0.7123 ± 0.0010"
     assert "at a time" not in text(report)
     report["jobs"] = 4
     assert "Runs were trained 4 at a time, so their samples/s" in text(report)

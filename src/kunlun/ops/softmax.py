@@ -18,11 +18,6 @@ BANNED = -1e30
 holds numbers and not NaN."""
 
 
-def max_over_keys(scores: Tensor) -> Tensor:
-    """[N, K, R] -> [N, 1, R]."""
-    return scores.amax(1, keepdim=True)
-
-
 def exponentiate_(scores: Tensor, base: Tensor) -> Tensor:
     """scores becomes 2^(scores - base); scores [N, K, R] made by room, base [N, 1, R]."""
     scores.sub_(base)

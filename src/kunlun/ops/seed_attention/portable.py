@@ -15,7 +15,6 @@ from kunlun.ops.softmax import (
     LOG2_E,
     exponentiate_,
     log2_sum_,
-    max_over_keys,
     padding_bias,
     sum_over_keys,
 )
@@ -128,7 +127,7 @@ def _read(
     scores: Tensor, values: Tensor, state: tuple[Tensor, Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Running softmax: (maximum [N, 1, S], sum [N, 1, S], unnormalised result [N, S, D])."""
-    top = max_over_keys(scores)
+    top = scores.amax(1, keepdim=True)
     if state is not None:
         top = torch.maximum(top, state[0])
     total = sum_over_keys(exponentiate_(scores, top))

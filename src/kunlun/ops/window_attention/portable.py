@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from kunlun.ops.softmax import (
     LOG2_E,
     exponentiate_,
     log2_sum_,
-    max_over_keys,
     padding_bias,
     sum_over_keys,
 )
@@ -70,7 +70,8 @@ def _plan(
         rows = min(length, _slice_rows(window))
         scores = heads * rows * min(length, rows + 2 * window)
         groups.append((some[samples], length, max(1, SCORES // scores)))
-    # Tiles and long samples together cover every row, so results need no zeros to begin with.
+    # Offsets begin at 0 and end at L, so tiles and long samples together cover every row: results
+    # need no zeros to begin with.
     queries = replace(pack(starts, heads, groups, device), complete=True)
     if kv_heads == heads:
         return queries, queries, long
@@ -88,6 +89,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """([L, H, D], log2-sum-exp2 [L, H] in the dtype we compute in)."""
     heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
+    window = _reach(offsets, window)
     to_q, to_kv, long = _plan(offsets, heads, kv_heads, window, causal, q.device)
     q_rows, k_rows, v_rows = packed(q), packed(k), packed(v)
     out = to_q.result(q, q.shape[2])
@@ -100,7 +102,7 @@ def forward(
         for part, reach in _slices(q_tile.length, window, causal):
             scores = product(keys[:, reach], fold(queries, part, share).mT, scale * LOG2_E)
             _mask_(scores, part, reach, window, causal, bias)
-            top = max_over_keys(scores)
+            top = scores.amax(1, keepdim=True)
             total = sum_over_keys(exponentiate_(scores, top))
             results.append(product(scores.mT, values[:, reach]).div_(total.mT))
             sums.append(log2_sum_(top, total).mT)
@@ -126,6 +128,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) from grad [L, H, D]; the weights are made again from the log-sum-exp."""
     heads, kv_heads, share = q.shape[1], k.shape[1], q.shape[1] // k.shape[1]
+    window = _reach(offsets, window)
     to_q, to_kv, long = _plan(offsets, heads, kv_heads, window, causal, q.device)
     delta = (grad.to(lse.dtype) * out).sum(-1)
     q_rows, k_rows, v_rows, grad_rows = packed(q), packed(k), packed(v), packed(grad)
@@ -163,6 +166,11 @@ def backward(
     for sample in long:
         blocks.backward(sample, grad, q, k, v, lse[..., None], delta[..., None], scale, results)
     return results
+
+
+def _reach(offsets: tuple[int, ...], window: int) -> int:
+    """The window, or the longest sample if that is less: then windows of any size share plans."""
+    return min(window, max((b - a for a, b in pairwise(offsets)), default=0))
 
 
 def _slice_rows(window: int) -> int:
