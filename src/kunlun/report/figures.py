@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +11,36 @@ COLOURS = {
     "native": "#4477aa", "portable": "#66ccee", "triton": "#228833", "padded": "#bbbbbb",
     "sdpa": "#ee6677", "flex": "#ccbb44", "flash_attn": "#aa3377",
 }  # fmt: skip
+COLUMNS = 5
 MARKERS = {"native": "o", "portable": "s", "triton": "D", "padded": "x", "sdpa": "^", "flex": "v"}
 
 
 def draw_operators(report: dict[str, Any], file: Path) -> None:
-    """The report of `kunlun bench ops`: shares of the binding roof as bars (one row of axes a
-    dtype, one column an operator; forward + backward, forward where there is no more), and below
-    them time against sequence length with both axes logarithmic."""
+    """The report of `kunlun bench ops`: an operator's shares of the binding roof as bars (forward +
+    backward, forward where there is no more), dtype by dtype, and below them time against sequence
+    length with both axes logarithmic."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     cases, sweep = report["cases"], report["sweep"]
-    operators = list(dict.fromkeys(case["operator"] for case in [*cases, *sweep]))
-    dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
-    rows = len(dtypes) + bool(sweep)
-    figure = Figure(figsize=(3.4 * len(operators) + 1, 2.7 * rows + 1), layout="constrained")
+    # what to draw, its label, and the cases of each panel of a line of them
+    lines: list[tuple[Callable[..., dict[str, Any]], str, list[list[dict[str, Any]]]]] = []
+    for dtype in dict.fromkeys(case["dtype"] for case in cases):
+        of_dtype = [case for case in cases if case["dtype"] == dtype]
+        lines += [(_shares, "share of the roof", part) for part in _by_operator(of_dtype)]
+    lines += [(_times, "ms, forward + backward", part) for part in _by_operator(sweep)]
+    columns = max(len(panels) for _, _, panels in lines)
+    figure = Figure(figsize=(3.4 * columns + 1, 2.7 * len(lines) + 1), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, len(operators), squeeze=False)
+    grid = figure.subplots(len(lines), columns, squeeze=False)
     shown: dict[str, Any] = {}
-    for column, operator in enumerate(operators):
-        for row, dtype in enumerate(dtypes):
-            own = [c for c in cases if (c["operator"], c["dtype"]) == (operator, dtype)]
-            shown |= _shares(grid[row, column], own)
-            grid[row, column].set_title(f"{operator}, {dtype}", fontsize=10)
-        if sweep:
-            own = [c for c in sweep if c["operator"] == operator]
-            shown |= _times(grid[-1, column], own)
-    for row in range(len(dtypes)):
-        grid[row, 0].set_ylabel("share of the roof")
-    if sweep:
-        grid[-1, 0].set_ylabel("ms, forward + backward")
+    for axes, (draw, label, panels) in zip(grid, lines, strict=True):
+        axes[0].set_ylabel(label)
+        for panel, own in zip(axes, panels, strict=False):
+            shown |= draw(panel, own)
+            panel.set_title(f"{own[0]['operator']}, {own[0]['dtype']}", fontsize=10)
+        for empty in axes[len(panels) :]:
+            empty.set_axis_off()
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(COLOURS))
     about = report["conditions"]
     figure.suptitle(
@@ -49,6 +50,13 @@ def draw_operators(report: dict[str, Any], file: Path) -> None:
         fontsize=10,
     )
     figure.savefig(file, dpi=110)
+
+
+def _by_operator(cases: list[dict[str, Any]]) -> list[list[list[dict[str, Any]]]]:
+    """Lines of at most COLUMNS panels, each the cases of one operator."""
+    operators = dict.fromkeys(case["operator"] for case in cases)
+    panels = [[case for case in cases if case["operator"] == name] for name in operators]
+    return [panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS)]
 
 
 def _best(way: dict[str, Any]) -> dict[str, Any] | None:
@@ -94,7 +102,6 @@ def _times(axes: Any, sweep: list[dict[str, Any]]) -> dict[str, Any]:
     if not handles:
         axes.set_axis_off()
         return handles
-    axes.set_title(f"{sweep[0]['operator']}, {sweep[0]['dtype']}", fontsize=10)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     lengths = sorted({case["length"] for case in sweep})
