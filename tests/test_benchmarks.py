@@ -167,6 +167,6 @@ def test_targets_say_what_was_missed(
         ["window_attention native over masked SDPA, 2048 rows", "8.0 / 8.0 x (2048)",
          "2048 9.0 / 9.0 x", "-"],
         ["window_attention native: exponent of time in length, at most",
-         "1.10 / 1.10 (256 to 4096)", "256 to 4096 1.00 / 1.11", "256 to 4096"],
+         "1.10 / 1.10 (512 to 4096)", "512 to 4096 1.00 / 1.11", "512 to 4096"],
         ["gdpa: two threads over one", "1.70 x (B)", "B 1.69 x", "B"],
     ]  # fmt: skip
