@@ -10,6 +10,13 @@ namespace KUNLUN_ISA {
 
 constexpr long kBlock = 48;   // query rows at a time: their scores stay in the first cache
 constexpr long kKeys = 128;   // key rows at a time
+// Whether large results pass a buffer on their way around the caches. Measured: 1.15 to 1.4 times
+// as fast on Zen 3, but 3 to 6 % slower on Xeons with AVX-512.
+#if defined(__AVX512F__)
+constexpr bool kBuffersResults = false;
+#else
+constexpr bool kBuffersResults = true;
+#endif
 constexpr long kCached = 1 << 17;  // floats of an item's k and v in all: a part of the second cache
 
 template <class T>
@@ -61,7 +68,8 @@ struct Gdpa {
   bool forward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = padded(width), keys = padded(it.keys), share = heads_each();
-    const bool direct = sizeof(T) == 4 && size == width;  // results need no other form
+    const bool around = kBuffersResults && around_caches<T>(a.q_rows * a.heads * width);
+    const bool direct = sizeof(T) == 4 && size == width && !around;  // no other form is needed
     const long each = keys * width + it.keys * size;      // of a key head
     float* kt = scratch(it.groups * each + kBlock * (2 * size + kKeys));
     if (!kt) return false;
@@ -103,8 +111,9 @@ struct Gdpa {
           multiply<false>(rows, size / kLanes, n, {s, columns}, rows_of(values + j * size, size),
                           result, result_row, j > 0, &ahead);
         }
-        if (!direct) write_rows(o, rows, width, 1.0f, to, a.out.row);
+        if (!direct) write_rows(o, rows, width, 1.0f, to, a.out.row, around);
       }
+    if (around) end_around();
     return true;
   }
 

@@ -109,21 +109,18 @@ static inline vec reciprocal(vec x) {  // of 1 <= x < 2^126
 #if defined(__AVX512F__)
   vec r = (vec)_mm512_maskz_rcp14_ps((__mmask16)-1, (__m512)x);
   return r + r * (1.0f - x * r);
+#elif defined(__AVX2__)
+  vec r = (vec)_mm256_rcp_ps((__m256)x);  // 12 bits, the step doubles them
+  return r + r * (1.0f - x * r);
 #else
   return 1.0f / x;
 #endif
 }
 
-// 2^x, relative error 1e-7. Below -126 it is 0 (AVX-512: as small as floats go); x < 127.
-static inline vec exp2(vec x) {
+// 2^x of -126 <= x < 127, relative error 1e-7; a NaN stays one.
+static inline vec exp2_near(vec x) {
   const vec magic = all(0x1.8p23f);  // adding it rounds to an integer, in the low bits
-#if defined(__AVX512F__)
-  vec whole = (x + magic) - magic;
-#else
-  vec top = at_least(x, all(-127.0f)) + magic;
-  vec whole = top - magic;
-#endif
-  vec f = x - whole;
+  vec top = x + magic, whole = top - magic, f = x - whole;
   vec p = 0.001327647129073739f * f + 0.009675540961325169f;
   p = p * f + 0.05550713092088699f;
   p = p * f + 0.24022120237350464f;
@@ -133,9 +130,17 @@ static inline vec exp2(vec x) {
   return (vec)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)p, (__m512)whole);
 #else
   // As a product, not by adding to the exponent: a NaN stays one.
-  ivec power = ((ivec)top - 0x4B400000 + 127) << 23;
-  p = p * (vec)power;
-  return x < -126.0f ? vec{} : p;
+  return p * (vec)(((ivec)top - 0x4B400000 + 127) << 23);
+#endif
+}
+
+// The same of any x < 127; below -126 it is 0 (AVX-512: as small as floats go).
+static inline vec exp2(vec x) {
+#if defined(__AVX512F__)
+  return exp2_near(x);
+#else
+  vec y = exp2_near(at_least(x, all(-127.0f)));
+  return x < -126.0f ? vec{} : y;
 #endif
 }
 
@@ -153,7 +158,8 @@ static inline vec log2(vec x) {
   return __builtin_convertvector(exponent, vec) + t * p;
 }
 
-static inline vec sigmoid2(vec x) { return reciprocal(1.0f + exp2(-x)); }  // 1 / (1 + 2^-x)
+// 1 / (1 + 2^x), for |x| <= 126.
+static inline vec outside2(vec x) { return reciprocal(1.0f + exp2_near(x)); }
 
 static inline vec erf(vec x) {  // odd over even polynomial, absolute error 1e-7
   x = at_most(at_least(x, all(-4.0f)), all(4.0f));
