@@ -33,8 +33,8 @@ ROOMS = {
         {"kunlun.features.schema", "kunlun.features.batch"}, {"torch", "numpy", "pyarrow", "yaml"}
     ),
     "report": Room(set(), set()),
-    "training": Room(
-        {f"kunlun.{room}" for room in ("features", "models", "data", "metrics", "report")},
+    "training": Room(  # of ops: what an optimizer does to the rows of a table
+        {f"kunlun.{room}" for room in ("ops", "features", "models", "data", "metrics", "report")},
         {"torch", "numpy", "pyarrow", "safetensors", "tensorboard", "rich"},
     ),
     "bench": Room(

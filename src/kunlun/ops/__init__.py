@@ -13,6 +13,7 @@ from kunlun.ops.jagged import Jagged
 from kunlun.ops.mix_rows import mix_rows
 from kunlun.ops.norms import add_rms_norm, layer_norm, rms_norm
 from kunlun.ops.rotary import rotary, rotary_split
+from kunlun.ops.row_wise_adagrad import row_wise_adagrad_
 from kunlun.ops.seed_attention import seed_attention
 from kunlun.ops.sum_kron import sum_kron
 from kunlun.ops.window_attention import window_attention
@@ -30,6 +31,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "rotary_split",
+    "row_wise_adagrad_",
     "seed_attention",
     "sum_kron",
     "window_attention",

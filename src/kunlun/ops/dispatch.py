@@ -17,7 +17,7 @@ from kunlun.ops import native, triton
 
 OPERATORS = (
     *("gdpa", "window_attention", "seed_attention", "hstu_attention", "sum_kron", "mix_rows"),
-    *("rotary", "layer_norm", "rms_norm", "add_rms_norm", "gelu_approx"),
+    *("rotary", "layer_norm", "rms_norm", "add_rms_norm", "gelu_approx", "row_wise_adagrad"),
 )
 BACKENDS = ("portable", "native", "triton")
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kunlun.ops import row_wise_adagrad_
 from kunlun.training.config import TrainConfig
 
 
 class RowWiseAdagrad(torch.optim.Optimizer):
     """Adagrad with one accumulator a row, for nn.Embedding(sparse=True); touches only used rows.
 
-        a_r += mean over columns of g_r^2;   w_r -= lr g_r / (sqrt(a_r) + eps)
-
-    State: 4 bytes a row instead of Adam's 8 a weight. weight_decay is decoupled and reaches a row
-    only when a batch uses it. Raises TypeError for a dense gradient.
+    What it computes: kunlun.ops.row_wise_adagrad_. State: 4 bytes a row instead of Adam's 8 a
+    weight. weight_decay is decoupled and reaches a row only when a batch uses it. Raises TypeError
+    for a dense gradient.
     """
 
     def __init__(
@@ -45,12 +45,15 @@ class RowWiseAdagrad(torch.optim.Optimizer):
                 state = self.state[weight]
                 if not state:
                     state["sum"] = weight.new_zeros(weight.shape[0])
-                grad = weight.grad.coalesce()  # a row used twice must be accumulated once, summed
-                rows, g = grad.indices()[0], grad.values()
-                total = state["sum"][rows] + g.square().mean(dim=1)
-                state["sum"][rows] = total
-                kept = weight[rows] * (1 - group["lr"] * group["weight_decay"])
-                weight[rows] = kept - group["lr"] * g / (total.sqrt() + group["eps"]).unsqueeze(1)
+                row_wise_adagrad_(
+                    weight,
+                    state["sum"],
+                    weight.grad._indices()[0],  # as they stand: rows used twice, twice
+                    weight.grad._values(),
+                    lr=group["lr"],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                )
 
 
 def learning_rate_factor(step: int, total: int, config: TrainConfig) -> float:

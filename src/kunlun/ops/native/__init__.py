@@ -28,10 +28,12 @@ LACKS = {
     "mix_rows": _PRODUCTS.format("mix_rows"),
 }
 """The operators that have no part in it, and why."""
+FLOAT32 = ("row_wise_adagrad",)
+"""Those that compute nothing else."""
 
 _PARTS = ("gdpa", "window", "seed", "hstu", "norm", "add_norm", "rotary")
 _FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
-_FUNCTIONS.append("gelu")
+_FUNCTIONS += ["gelu", "adagrad"]
 
 
 class Library(NamedTuple):
@@ -81,6 +83,8 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
         return LACKS[operator]
     if dtype is not None and dtype not in DTYPES:
         return f"the native library computes float32 and bfloat16 and the dtype is {dtype}"
+    if operator in FLOAT32 and dtype == torch.bfloat16:
+        return f"the native {operator} computes float32 and the dtype is {dtype}"
     loaded, reason = state()
     return None if loaded else reason
 

@@ -1,4 +1,5 @@
 // All kernels for one instruction set; compiled once for each, with KUNLUN_ISA naming it.
+#include "adagrad.h"
 #include "gdpa.h"
 #include "gelu.h"
 #include "hstu_attention.h"
@@ -17,4 +18,4 @@ const Kernels JOIN(kernels_, KUNLUN_ISA) = {
     KUNLUN_ISA::hstu_forward,    KUNLUN_ISA::hstu_backward,
     KUNLUN_ISA::norm_forward,    KUNLUN_ISA::norm_backward, KUNLUN_ISA::add_norm_forward,
     KUNLUN_ISA::add_norm_backward, KUNLUN_ISA::rotary_forward, KUNLUN_ISA::rotary_backward,
-    KUNLUN_ISA::gelu};
+    KUNLUN_ISA::gelu,            KUNLUN_ISA::adagrad};

@@ -220,5 +220,6 @@ int kunlun_add_norm_backward(int isa, const NormArgs* a) {
 int kunlun_rotary_forward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_forward(a); }
 int kunlun_rotary_backward(int isa, const RotaryArgs* a) { return kernels(isa).rotary_backward(a); }
 int kunlun_gelu(int isa, const EachArgs* a) { return kernels(isa).gelu(a); }
+int kunlun_adagrad(int isa, const AdagradArgs* a) { return kernels(isa).adagrad(a); }
 }
 #pragma GCC visibility pop

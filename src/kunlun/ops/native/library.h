@@ -65,6 +65,14 @@ struct EachArgs {  // of `count` elements side by side; grad: backward only
   int64_t count, bf16, threads;
 };
 
+struct AdagradArgs {  // weight [table_rows, width], total [table_rows], grad [count, width]
+  float *weight, *total;
+  const int64_t* rows;  // of the table, one a gradient
+  const float* grad;
+  int64_t count, width, table_rows, items;  // items: shares of the rows, at most one a thread
+  double lr, eps, decay;
+};
+
 enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3 };
 
 // At least n floats of this thread, aligned to 64 bytes, contents undefined, until the next call;
@@ -119,6 +127,7 @@ struct Kernels {
   Status (*rotary_forward)(const RotaryArgs*);
   Status (*rotary_backward)(const RotaryArgs*);
   Status (*gelu)(const EachArgs*);
+  Status (*adagrad)(const AdagradArgs*);
 };
 
 // What a set with bfloat16 instructions does better than the best of the others; and only that.

@@ -1,4 +1,4 @@
-"""Calls of the library's row-wise parts: norms, rotation, tanh-GELU."""
+"""Calls of the library's row-wise parts: norms, rotation, tanh-GELU, rows of tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import struct
 import torch
 from torch import Tensor
 
+from kunlun.errors import ShapeError
 from kunlun.ops.native.call import addresses, call, check, rows
 
 _NORM = struct.Struct("=19qd")
 _ROTARY = struct.Struct("=15q")
 _EACH = struct.Struct("=6q")
+_ADAGRAD = struct.Struct("=8q3d")
 
 
 def norm_forward(
@@ -121,3 +123,30 @@ def _gelu(x: Tensor, grad: Tensor | None) -> Tensor:
     )
     check(call("gelu", packed), [])
     return out
+
+
+_SHARE = 1 << 13  # gradients that are worth a thread of their own
+
+
+def adagrad(
+    weight: Tensor,
+    total: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """In place, float32, weight and total contiguous; see kunlun.ops.row_wise_adagrad_."""
+    rows, grad = rows.contiguous(), grad.contiguous()
+    items = max(1, min(torch.get_num_threads(), len(rows) // _SHARE))
+    packed = _ADAGRAD.pack(
+        *(weight.data_ptr(), total.data_ptr(), rows.data_ptr(), grad.data_ptr()),
+        *(len(rows), weight.shape[1], weight.shape[0], items),
+        *(lr, eps, weight_decay),
+    )
+    if call("adagrad", packed) == 1:
+        raise ShapeError(
+            f"rows: hold {int(rows.min())} to {int(rows.max())}, but the table has "
+            f"{weight.shape[0]} rows"
+        )
