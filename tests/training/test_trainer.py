@@ -13,7 +13,7 @@ import torch
 from kunlun.errors import DataError
 from kunlun.features.batch import Batch
 from kunlun.models import io
-from kunlun.training import source
+from kunlun.training import environment, source
 from kunlun.training.environment import to_device
 from kunlun.training.plan import make_plan
 from kunlun.training.runlog import read_rows
@@ -97,6 +97,15 @@ def test_bf16_trains(data, config, tmp_path):
     rows = read_rows(run, "train")
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert io.load(run / "model").head.up.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("speed", "warned"), [(5e9, True), (2e11, False)])
+def test_slow_bf16_is_said(speed, warned, data, config, tmp_path, monkeypatch, capsys):
+    peaks = {torch.bfloat16: speed, torch.float32: 1e11}
+    monkeypatch.setattr(environment, "peak_flops", lambda _, dtype: peaks[dtype])
+    train(config(precision="bf16", max_steps=1), out=tmp_path / "r")
+    said = "this CPU multiplies bfloat16 at 5% of the speed of float32" in capsys.readouterr().err
+    assert said == warned
 
 
 def test_steps_follow_epochs_and_max_steps(data, config, tmp_path):

@@ -66,6 +66,7 @@ def train(
     rundir.begin(run, config, fresh=place is None)
     write_json(run / "env.json", trainer.environment())
     with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log, interrupts() as asked:
+        trainer.warn_of_bf16(log)
         trainer.fit(log, asked)
         trainer.finish(log, test=test)
     return run
@@ -106,6 +107,16 @@ class Trainer:
         """What env.json holds: machine, versions, peak FLOP/s, hashes of the data."""
         about = environment.describe(self.device) | {"peak_flops": self.peak}
         return about | {"data": source.fingerprint(self.dataset)}
+
+    def warn_of_bf16(self, log: RunLog) -> None:
+        """A CPU without bfloat16 instructions takes many times as long as in float32."""
+        if self.bf16 and self.device.type == "cpu":
+            gain = self.peak / environment.peak_flops(self.device, torch.float32)
+            if gain < 1:
+                log.say(
+                    f"this CPU multiplies bfloat16 at {gain:.0%} of the speed of float32; "
+                    "train.precision=fp32 is faster here"
+                )
 
     def fit(self, log: RunLog, asked: threading.Event) -> None:
         """The loop. On Ctrl-C a checkpoint is written and KeyboardInterrupt raised."""
