@@ -7,7 +7,6 @@ import struct
 import torch
 from torch import Tensor
 
-from kunlun.errors import ShapeError
 from kunlun.ops.native.call import addresses, call, check, rows
 
 _NORM = struct.Struct("=19qd")
@@ -126,6 +125,7 @@ def _gelu(x: Tensor, grad: Tensor | None) -> Tensor:
 
 
 _SHARE = 1 << 13  # gradients that are worth a thread of their own
+_OUTSIDE = 1  # a status: kBadOffsets
 
 
 def adagrad(
@@ -136,8 +136,9 @@ def adagrad(
     lr: float,
     eps: float,
     weight_decay: float,
-) -> None:
-    """In place, float32, weight and total contiguous; see kunlun.ops.row_wise_adagrad_."""
+) -> bool:
+    """In place, float32, weight and total contiguous; see kunlun.ops.row_wise_adagrad_. False: a
+    row outside of the table, nothing changed."""
     rows, grad = rows.contiguous(), grad.contiguous()
     items = max(1, min(torch.get_num_threads(), len(rows) // _SHARE))
     packed = _ADAGRAD.pack(
@@ -145,8 +146,7 @@ def adagrad(
         *(len(rows), weight.shape[1], weight.shape[0], items),
         *(lr, eps, weight_decay),
     )
-    if call("adagrad", packed) == 1:
-        raise ShapeError(
-            f"rows: hold {int(rows.min())} to {int(rows.max())}, but the table has "
-            f"{weight.shape[0]} rows"
-        )
+    status = call("adagrad", packed)
+    if status != _OUTSIDE:
+        check(status, [])
+    return status != _OUTSIDE

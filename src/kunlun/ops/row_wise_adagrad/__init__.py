@@ -55,7 +55,10 @@ def row_wise_adagrad_(
     _check(weight, total, rows, grad)
     chosen = choose("row_wise_adagrad", device=weight.device, dtype=weight.dtype, backend=backend)
     step = native_rows.adagrad if chosen.backend == "native" else _portable
-    step(weight, total, rows, grad, lr, eps, weight_decay)
+    if not step(weight, total, rows, grad, lr, eps, weight_decay):
+        raise ShapeError(
+            f"rows: hold {int(rows.min())} to {int(rows.max())}, but weight has {len(weight)} rows"
+        )
 
 
 def _portable(
@@ -66,13 +69,17 @@ def _portable(
     lr: float,
     eps: float,
     weight_decay: float,
-) -> None:
-    size = (weight.shape[0], grad.shape[1])
-    summed = torch.sparse_coo_tensor(rows[None], grad, size, check_invariants=True).coalesce()
+) -> bool:
+    """False: a row outside of the table, nothing changed."""
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(weight):
+        return False
+    summed = torch.sparse_coo_tensor(rows[None], grad, weight.shape, check_invariants=False)
+    summed = summed.coalesce()
     used, g = summed.indices()[0], summed.values()
     total[used] += g.square().mean(dim=1)
     kept = weight[used] * (1 - lr * weight_decay)
     weight[used] = kept - lr * g / (total[used].sqrt() + eps).unsqueeze(1)
+    return True
 
 
 def _check(weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor) -> None:
