@@ -213,7 +213,16 @@ def test_bits_do_not_depend_on_the_number_of_threads(
                 assert torch.equal(bits(a), bits(b))
 
 
-@pytest.mark.parametrize("operator", [run_window, run_seeds], ids=lambda f: f.__name__[4:])
+def run_gdpa_long(lengths: tuple[int, ...], dim: int, dtype: torch.dtype):
+    return run_gdpa(lengths, dim, dtype, MANY)
+
+
+MANY = 150  # more keys than are multiplied at a time
+
+
+@pytest.mark.parametrize(
+    "operator", [run_gdpa_long, run_window, run_seeds], ids=["gdpa", "window", "seeds"]
+)
 @pytest.mark.parametrize("dim", [64, 24, 40])
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
 def test_results_larger_than_a_cache_hold_the_same_bits(
@@ -228,6 +237,8 @@ def test_results_larger_than_a_cache_hold_the_same_bits(
         """Its rows, or its row of a result with one a sample; the seeds are everyone's."""
         if len(x) == len(lengths):
             return x[i : i + 1]
+        if len(x) == len(lengths) * MANY:  # keys and values of gdpa
+            return x[i * MANY : (i + 1) * MANY]
         return x[starts[i] : starts[i + 1]] if len(x) == starts[-1] else x
 
     def trained(run: Callable[..., Tensor], inputs: list[Tensor], outer: Tensor) -> list[Tensor]:

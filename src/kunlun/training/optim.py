@@ -18,7 +18,7 @@ class RowWiseAdagrad(torch.optim.Optimizer):
 
     What it computes: kunlun.ops.row_wise_adagrad_. State: 4 bytes a row instead of Adam's 8 a
     weight. weight_decay is decoupled and reaches a row only when a batch uses it. Raises TypeError
-    for a dense gradient.
+    for a dense gradient and ShapeError for a table that is not contiguous.
     """
 
     def __init__(

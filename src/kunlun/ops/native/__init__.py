@@ -1,10 +1,10 @@
 """The C++ library behind the operators on CPU: loading it, and what it can run.
 
 One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h, called from
-attention.py; hstu_attention.h, called from hstu.py; norm.h, rotary.h and gelu.h, called from
-rows.py), over small matrix products (product.h) and vector functions (vector.h), compiled once an
-instruction set (kernels.cpp) and chosen at run time (library.cpp). Nothing in it knows torch:
-call.py hands over addresses, strides and torch's number of threads.
+attention.py; hstu_attention.h, called from hstu.py; norm.h, rotary.h, gelu.h and adagrad.h,
+called from rows.py), over small matrix products (product.h) and vector functions (vector.h),
+compiled once an instruction set (kernels.cpp) and chosen at run time (library.cpp). Nothing in it
+knows torch: call.py hands over addresses, strides and torch's number of threads.
 Results are computed in float32, bit-equal whatever the neighbours of a sample and the number of
 threads. Where the machine multiplies bfloat16 itself (vdpbf16ps, AMX tiles), gdpa of bfloat16 does
 (gdpa_bf16.h over product_bf16.h and pieces.h): it sums in float32, and rounds activated scores to
@@ -28,8 +28,8 @@ LACKS = {
     "mix_rows": _PRODUCTS.format("mix_rows"),
 }
 """The operators that have no part in it, and why."""
-FLOAT32 = ("row_wise_adagrad",)
-"""Those that compute nothing else."""
+ONLY_FLOAT32 = ("row_wise_adagrad",)
+"""Those that do not compute bfloat16."""
 
 _PARTS = ("gdpa", "window", "seed", "hstu", "norm", "add_norm", "rotary")
 _FUNCTIONS = [f"{part}_{way}" for part in _PARTS for way in ("forward", "backward")]
@@ -81,10 +81,10 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
         return f"the native library runs on cpu and the device is {device.type}"
     if operator in LACKS:
         return LACKS[operator]
+    if operator in ONLY_FLOAT32 and dtype not in (None, torch.float32):
+        return f"the native {operator} computes float32 and the dtype is {dtype}"
     if dtype is not None and dtype not in DTYPES:
         return f"the native library computes float32 and bfloat16 and the dtype is {dtype}"
-    if operator in FLOAT32 and dtype == torch.bfloat16:
-        return f"the native {operator} computes float32 and the dtype is {dtype}"
     loaded, reason = state()
     return None if loaded else reason
 

@@ -25,11 +25,12 @@ struct Gelu {  // x Phi(x)
   }
 };
 
-struct GeluApprox {  // x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)); the gate is 0 or 1 beyond 9
+struct GeluApprox {  // x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)); the gate is 0 or 1 beyond 9,
+                     // where the exponent is 96
   static constexpr float kC = 1.59576912f, kA = 0.044715f, kLog2E = 1.44269504f;
   static inline vec low(vec x) { return at_least(x, all(-9.0f)); }  // below: as good as 0 already
   static inline vec gate(vec c, vec square) {
-    return outside2(c * (-kLog2E * kC - kLog2E * kC * kA * square));
+    return sigmoid2_of_minus(c * (-kLog2E * kC - kLog2E * kC * kA * square));
   }
   static inline vec value(vec x) {
     x = low(x);
@@ -48,11 +49,11 @@ struct Silu {  // x sigmoid(x)
   static inline vec low(vec x) { return at_least(x, all(-86.0f)); }
   static inline vec value(vec x) {
     x = low(x);
-    return x * outside2(-1.44269504f * at_most(x, all(86.0f)));
+    return x * sigmoid2_of_minus(-1.44269504f * at_most(x, all(86.0f)));
   }
   static inline vec both(vec x, vec& slope) {
     x = low(x);
-    vec c = at_most(x, all(86.0f)), g = outside2(-1.44269504f * c);
+    vec c = at_most(x, all(86.0f)), g = sigmoid2_of_minus(-1.44269504f * c);
     slope = g + c * (g - g * g);
     return x * g;
   }

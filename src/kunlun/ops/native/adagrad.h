@@ -1,44 +1,49 @@
 // Row-wise Adagrad on the rows of a table that a batch has used, one pass over their gradients.
 //
-// Rows that occur more than once are chained in the order of their occurrence, so that every sum,
-// and with it every bit, is the same on any number of threads.
+// Gradients of the same row are chained in the order in which they stand, so that every sum, and
+// with it every bit, is the same on any number of threads.
 #pragma once
+#include <cmath>
+
 #include "library.h"
-#include "norm.h"
 #include "product.h"
 
 namespace KUNLUN_ISA {
 
 struct Adagrad {
   const AdagradArgs& a;
+  int64_t* next;  // of each gradient the next one of its row, or -1; one array for all items
+  char* room;     // of the items, one after another
 
   struct Row {
-    int64_t row, first, last;  // its occurrences, linked by next
+    int64_t row, first, last;  // its gradients, linked by next
   };
 
-  // An item is the rows that fall to it by a hash, about the same number for each thread.
-  long share(int64_t row) const { return (uint64_t)row * 0x9E3779B97F4A7C15u >> 32; }
+  static uint32_t hash(int64_t row) { return (uint64_t)row * 0x9E3779B97F4A7C15u >> 32; }
+  // An item takes the rows whose hash starts as it says, and looks them up by how it ends.
+  bool mine(uint32_t hash, int64_t item) const { return (uint64_t)hash * a.items >> 32 == item; }
+  static long places(const AdagradArgs& a) {  // of the table that finds a row: a power of two
+    long n = 64;
+    while (n < 2 * a.count) n *= 2;
+    return n;
+  }
+  static long room_each(const AdagradArgs& a) {  // bytes: a gradient, rows, places
+    return padded(a.width) * sizeof(float) + a.count * sizeof(Row) + places(a) * sizeof(int32_t);
+  }
 
   bool step(int64_t item) const {
-    long places = 64;
-    while (places < 2 * a.count) places *= 2;
-    const long wide = padded(a.width);
-    // One growing piece of memory, cut up by hand: next, rows, places, a gradient.
-    char* room = reinterpret_cast<char*>(
-        scratch((a.count * 8 + (a.count + 1) * sizeof(Row) + places * 4) / 4 + wide));
-    if (!room) return false;
-    float* sum = reinterpret_cast<float*>(room);
-    int64_t* next = reinterpret_cast<int64_t*>(sum + wide);
-    Row* rows = reinterpret_cast<Row*>(next + a.count);
-    int32_t* place = reinterpret_cast<int32_t*>(rows + a.count + 1);  // 1 + index into rows; 0: free
-    memset(place, 0, places * sizeof *place);
+    const long size = places(a);
+    float* sum = reinterpret_cast<float*>(room + item * room_each(a));
+    Row* rows = reinterpret_cast<Row*>(sum + padded(a.width));
+    int32_t* place = reinterpret_cast<int32_t*>(rows + a.count);  // 1 + index into rows; 0: free
+    memset(place, 0, size * sizeof *place);
 
     long used = 0;
     for (int64_t i = 0; i < a.count; i++) {
-      const long hash = share(a.rows[i]);
-      if (a.items > 1 && hash % a.items != item) continue;
-      long p = hash & (places - 1);
-      while (place[p] && rows[place[p] - 1].row != a.rows[i]) p = (p + 1) & (places - 1);
+      const uint32_t key = hash(a.rows[i]);
+      if (!mine(key, item)) continue;
+      long p = key & (size - 1);
+      while (place[p] && rows[place[p] - 1].row != a.rows[i]) p = (p + 1) & (size - 1);
       next[i] = -1;
       if (place[p]) {
         Row& row = rows[place[p] - 1];
@@ -48,12 +53,12 @@ struct Adagrad {
         place[p] = ++used;
       }
     }
-    for (long r = 0; r < used; r++) update(rows[r], next, sum);
+    for (long r = 0; r < used; r++) update(rows[r], sum);
     return true;
   }
 
-  void update(const Row& row, const int64_t* next, float* sum) const {
-    float *weight = a.weight + row.row * a.width, &so_far = a.total[row.row];
+  void update(const Row& row, float* sum) const {
+    float* weight = a.weight + row.row * a.width;
     vec squares = {};
     for (long d = 0; d < a.width; d += kLanes) {
       const int n = (int)least(a.width - d, kLanes);
@@ -63,7 +68,8 @@ struct Adagrad {
       store(sum + d, g);
       squares += g * g;
     }
-    so_far += total(squares) / a.width;
+    float& so_far = a.total[row.row];
+    so_far += sum_of(squares) / a.width;
     const float step = (float)a.lr / (std::sqrt(so_far) + (float)a.eps);
     const float keep = (float)(1.0 - a.lr * a.decay);
     for (long d = 0; d < a.width; d += kLanes) {
@@ -73,10 +79,16 @@ struct Adagrad {
   }
 
   static Status run(const AdagradArgs* a) {
+    if (a->count > INT32_MAX) return kNoMemory;  // what a place can hold
     for (int64_t i = 0; i < a->count; i++)
-      if (a->rows[i] < 0 || a->rows[i] >= a->table_rows) return kBadOffsets;
-    const Adagrad c = {*a};
-    return run_items(a->items, a->items, call<Adagrad, &Adagrad::step>, &c) ? kDone : kNoMemory;
+      if (a->rows[i] < 0 || a->rows[i] >= a->table_rows) return kBadRows;
+    // All memory before the first write, so that a table is never left half updated.
+    const long chain = (a->count + 1) / 2 * 16, bytes = chain + a->items * room_each(*a);
+    char* room = reinterpret_cast<char*>(shared((bytes + 3) / 4));
+    if (!room) return kNoMemory;
+    const Adagrad c = {*a, reinterpret_cast<int64_t*>(room), room + chain};
+    run_items(a->items, a->items, call<Adagrad, &Adagrad::step>, &c);
+    return kDone;
   }
 };
 

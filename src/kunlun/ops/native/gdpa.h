@@ -10,14 +10,14 @@ namespace KUNLUN_ISA {
 
 constexpr long kBlock = 48;   // query rows at a time: their scores stay in the first cache
 constexpr long kKeys = 128;   // key rows at a time
+constexpr long kCached = 1 << 17;  // floats of an item's k and v in all: a part of the second cache
 // Whether large results pass a buffer on their way around the caches. Measured: 1.15 to 1.4 times
 // as fast on Zen 3, but 3 to 6 % slower on Xeons with AVX-512.
-#if defined(__AVX512F__)
-constexpr bool kBuffersResults = false;
-#else
+#if defined(__AVX2__) && !defined(__AVX512F__)
 constexpr bool kBuffersResults = true;
+#else
+constexpr bool kBuffersResults = false;
 #endif
-constexpr long kCached = 1 << 17;  // floats of an item's k and v in all: a part of the second cache
 
 template <class T>
 struct Gdpa {
@@ -68,7 +68,8 @@ struct Gdpa {
   bool forward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = padded(width), keys = padded(it.keys), share = heads_each();
-    const bool around = kBuffersResults && around_caches<T>(a.q_rows * a.heads * width);
+    const bool around = kBuffersResults && around_caches<T>(a.q_rows * a.heads * width) &&
+                        whole_lines(a.out.data, a.out.row | a.out.head | width);
     const bool direct = sizeof(T) == 4 && size == width && !around;  // no other form is needed
     const long each = keys * width + it.keys * size;      // of a key head
     float* kt = scratch(it.groups * each + kBlock * (2 * size + kKeys));

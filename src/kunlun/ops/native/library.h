@@ -73,7 +73,7 @@ struct AdagradArgs {  // weight [table_rows, width], total [table_rows], grad [c
   double lr, eps, decay;
 };
 
-enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3 };
+enum Status : int { kDone = 0, kBadOffsets = 1, kBadKvOffsets = 2, kNoMemory = 3, kBadRows = 4 };
 
 // At least n floats of this thread, aligned to 64 bytes, contents undefined, until the next call;
 // nullptr without memory. Kept between calls: fresh pages cost more than the small operators do.

@@ -10,22 +10,6 @@
 
 namespace KUNLUN_ISA {
 
-static inline float total(vec x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)x);
-#elif defined(__AVX2__)
-  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
-  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
-#else
-  float part[kLanes];
-  store(part, x);
-  for (int step = kLanes / 2; step; step /= 2)
-    for (int e = 0; e < step; e++) part[e] += part[e + step];
-  return part[0];
-#endif
-}
-
 static inline vec first(vec x, int n) {  // zeros from lane n on
   ivec lane;
   for (int e = 0; e < kLanes; e++) lane[e] = e;
@@ -62,13 +46,13 @@ struct Norm {
       const float share = 1.0f / a.width;
       vec sum = {}, squares = {};
       if (a.centered) across<Whole>(a.width, [&](long d, int n) { sum += load_some(x + d, n); });
-      const float mean = a.centered ? total(sum) * share : 0.0f;
+      const float mean = a.centered ? sum_of(sum) * share : 0.0f;
       across<Whole>(a.width, [&](long d, int n) {
         vec v = load_some(x + d, n) - mean;
         if (!Whole) v = first(v, n);
         squares += v * v;
       });
-      const float rstd = 1.0f / std::sqrt(total(squares) * share + (float)a.eps);
+      const float rstd = 1.0f / std::sqrt(sum_of(squares) * share + (float)a.eps);
       across<Whole>(a.width, [&](long d, int n) {
         store_some(out + d, (load_some(x + d, n) - mean) * rstd, n);
       });
@@ -88,7 +72,7 @@ struct Norm {
         sum += g;
         product += g * load_some(u + d, n);
       });
-      const float mean = a.centered ? total(sum) * share : 0.0f, along = total(product) * share;
+      const float mean = a.centered ? sum_of(sum) * share : 0.0f, along = sum_of(product) * share;
       across<Whole>(a.width, [&](long d, int n) {
         const vec g = load_some(grad + d, n);
         store_some(dx + d, rstd * (g - mean - along * load_some(u + d, n)), n);
@@ -107,7 +91,7 @@ struct Norm {
         const vec v = load_some(u + d, n) + load_some(y + d, n);
         squares += v * v;
       });
-      const float rstd = 1.0f / std::sqrt(total(squares) / a.width + (float)a.eps);
+      const float rstd = 1.0f / std::sqrt(sum_of(squares) / a.width + (float)a.eps);
       across<Whole>(a.width, [&](long d, int n) {
         const vec v = load_some(u + d, n) + load_some(y + d, n);
         store_some(out + d, load_some(s + d, n) + v * rstd, n);
@@ -127,7 +111,7 @@ struct Norm {
       across<Whole>(a.width, [&](long d, int n) {
         product += load_some(grad + d, n) * (load_some(u + d, n) + load_some(y + d, n));
       });
-      const float along = total(product) / a.width * rstd * rstd;
+      const float along = sum_of(product) / a.width * rstd * rstd;
       across<Whole>(a.width, [&](long d, int n) {
         const vec v = load_some(u + d, n) + load_some(y + d, n);
         store_some(dy + d, rstd * (load_some(grad + d, n) - along * v), n);

@@ -184,13 +184,18 @@ static inline bool around_caches(long elements) {
   return sizeof(T) == 4 && elements * (long)sizeof(T) > kAround;
 }
 
+// Whether rows are made of whole lines of memory; `strides` of floats, any number of them or-ed.
+static inline bool whole_lines(const void* p, long strides) {
+  return ((uintptr_t)p | 4 * strides) % 64 == 0;
+}
+
 // And back; `around` the caches where the rows are made of whole lines of memory.
 template <class T>
 static inline void write_rows(const float* from, long rows, long width, float factor, T* to,
                               long stride, bool around = false) {
   const long size = padded(width);
   if constexpr (sizeof(T) == 4)
-    if (around && ((uintptr_t)to | 4 * stride | 4 * width) % 64 == 0) {
+    if (around && whole_lines(to, stride | width)) {
       for (long r = 0; r < rows; r++)
         for (long d = 0; d < width; d += kLanes)
           store_around(to + r * stride + d, factor * load(from + r * size + d));

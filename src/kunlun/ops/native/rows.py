@@ -7,12 +7,15 @@ import struct
 import torch
 from torch import Tensor
 
+from kunlun.errors import BackendError
 from kunlun.ops.native.call import addresses, call, check, rows
 
 _NORM = struct.Struct("=19qd")
 _ROTARY = struct.Struct("=15q")
 _EACH = struct.Struct("=6q")
 _ADAGRAD = struct.Struct("=8q3d")
+_BAD_ROWS = 4  # of Status in library.h
+_SHARE = 1 << 13  # gradients that are worth a thread of their own
 
 
 def norm_forward(
@@ -124,14 +127,10 @@ def _gelu(x: Tensor, grad: Tensor | None) -> Tensor:
     return out
 
 
-_SHARE = 1 << 13  # gradients that are worth a thread of their own
-_OUTSIDE = 1  # a status: kBadOffsets
-
-
 def adagrad(
     weight: Tensor,
     total: Tensor,
-    rows: Tensor,
+    row: Tensor,
     grad: Tensor,
     lr: float,
     eps: float,
@@ -139,14 +138,18 @@ def adagrad(
 ) -> bool:
     """In place, float32, weight and total contiguous; see kunlun.ops.row_wise_adagrad_. False: a
     row outside of the table, nothing changed."""
-    rows, grad = rows.contiguous(), grad.contiguous()
-    items = max(1, min(torch.get_num_threads(), len(rows) // _SHARE))
+    row, grad = row.contiguous(), grad.contiguous()
+    items = max(1, min(torch.get_num_threads(), len(row) // _SHARE))
     packed = _ADAGRAD.pack(
-        *(weight.data_ptr(), total.data_ptr(), rows.data_ptr(), grad.data_ptr()),
-        *(len(rows), weight.shape[1], weight.shape[0], items),
+        *(weight.data_ptr(), total.data_ptr(), row.data_ptr(), grad.data_ptr()),
+        *(len(row), weight.shape[1], weight.shape[0], items),
         *(lr, eps, weight_decay),
     )
     status = call("adagrad", packed)
-    if status != _OUTSIDE:
-        check(status, [])
-    return status != _OUTSIDE
+    if status == _BAD_ROWS:
+        return False
+    if status:
+        raise BackendError("native: out of memory for the rows of a batch; use 'portable'")
+    # as torch's own functions: whoever kept a table for a backward must not get another one
+    torch.autograd.graph.increment_version((weight, total))
+    return True

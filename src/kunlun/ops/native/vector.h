@@ -117,7 +117,8 @@ static inline vec reciprocal(vec x) {  // of 1 <= x < 2^126
 #endif
 }
 
-// 2^x of -126 <= x < 127, relative error 1e-7; a NaN stays one.
+// 2^x of -126 <= x < 127, relative error 1e-7; a NaN stays one. No number of use, but no fault,
+// down to -127.
 static inline vec exp2_near(vec x) {
   const vec magic = all(0x1.8p23f);  // adding it rounds to an integer, in the low bits
   vec top = x + magic, whole = top - magic, f = x - whole;
@@ -158,8 +159,8 @@ static inline vec log2(vec x) {
   return __builtin_convertvector(exponent, vec) + t * p;
 }
 
-// 1 / (1 + 2^x), for |x| <= 126.
-static inline vec outside2(vec x) { return reciprocal(1.0f + exp2_near(x)); }
+// 1 / (1 + 2^x), for |x| <= 126: sigmoid(-x log 2).
+static inline vec sigmoid2_of_minus(vec x) { return reciprocal(1.0f + exp2_near(x)); }
 
 static inline vec erf(vec x) {  // odd over even polynomial, absolute error 1e-7
   x = at_most(at_least(x, all(-4.0f)), all(4.0f));
@@ -176,6 +177,23 @@ static inline vec erf(vec x) {  // odd over even polynomial, absolute error 1e-7
   q = q * s + 7.37332916720468e-01f;
   q = q * s + 1.42647390514189f;
   return x * p * (-100.0f * reciprocal(q));
+}
+
+// Of all lanes.
+static inline float sum_of(vec x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#elif defined(__AVX2__)
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+#else
+  float part[kLanes];
+  store(part, x);
+  for (int step = kLanes / 2; step; step /= 2)
+    for (int e = 0; e < step; e++) part[e] += part[e + step];
+  return part[0];
+#endif
 }
 
 // Lane e of the rows i and i + H after exchanging the off-diagonal H x H blocks.
