@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kunlun.ops import native
 from kunlun.ops.native import DTYPES as NATIVE_DTYPES
 from kunlun.ops.native import build
 
@@ -36,6 +37,16 @@ def _why_no_compiler() -> str:
 # A library that is missing although there is a compiler fails.
 needs_native = pytest.mark.skipif(bool(_why_no_compiler()), reason=_why_no_compiler())
 BACKENDS = ["portable", pytest.param("native", marks=needs_native)]
+
+
+def use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's code for one instruction set; skips where the machine has it not."""
+    library = native.load().library
+    assert library is not None
+    if native.ISAS.index(isa) > library.isa:
+        pytest.skip(f"this machine has no {isa}")
+    chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
+    monkeypatch.setattr(native, "load", lambda: chosen)
 
 
 def on_each_backend(cases: Sequence[tuple], case_id: Callable[[tuple], str]) -> list:

@@ -21,6 +21,7 @@ from tests.ops.helpers import (
     needs_native,
     normal,
     on_each_backend,
+    use,
 )
 
 CASES = [(shape, dtype) for shape in [(0, 3), (1,), (7, 24), (3, 5, 9)] for dtype in TOLERANCE]
@@ -42,12 +43,7 @@ def test_gelu_matches_float64(case: tuple, backend: str) -> None:
 @needs_native
 @pytest.mark.parametrize("isa", native.ISAS)
 def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native.load().library
-    assert library is not None
-    if native.ISAS.index(isa) > library.isa:
-        pytest.skip(f"this machine has no {isa}")
-    chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
-    monkeypatch.setattr(native, "load", lambda: chosen)
+    use(isa, monkeypatch)
     x = torch.cat([torch.linspace(-12, 12, 999), torch.tensor([0.0, 1e4, -1e4])])
     assert_matches(partial(gelu_approx, backend="native"), reference, [x[:999]], ["x"])
     torch.testing.assert_close(gelu_approx(x[999:]), torch.tensor([0.0, 1e4, 0.0]))

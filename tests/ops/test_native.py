@@ -32,6 +32,7 @@ from tests.ops.helpers import (
     needs_native,
     normal,
     offsets_of,
+    use,
 )
 
 pytestmark = needs_native
@@ -94,16 +95,6 @@ def run_hstu(
 
 OPERATORS = [run_gdpa, run_window, run_seeds, run_hstu]
 each_operator = pytest.mark.parametrize("operator", OPERATORS, ids=lambda f: f.__name__[4:])
-
-
-def use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's code for one instruction set; skips where the machine has it not."""
-    library = native.load().library
-    assert library is not None
-    if native.ISAS.index(isa) > library.isa:
-        pytest.skip(f"this machine has no {isa}")
-    chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
-    monkeypatch.setattr(native, "load", lambda: chosen)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from kunlun.ops import gdpa, native
 from kunlun.ops.activations import ACTIVATIONS
 from kunlun.ops.gdpa.reference import gdpa_reference
 from kunlun.ops.native import build
-from tests.ops.helpers import bits, gradients, needs_native, normal, offsets_of
+from tests.ops.helpers import bits, gradients, needs_native, normal, offsets_of, use
 
 pytestmark = needs_native
 
@@ -36,13 +36,7 @@ SHAPES = [  # rows, keys, H, Hkv, D: whole tiles, and every kind of rest
 @pytest.fixture(params=native.ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every level that this machine has, forced."""
-    library = native.load().library
-    assert library is not None
-    level = native.ISAS.index(request.param)
-    if level > library.isa:
-        pytest.skip(f"this machine has no {request.param}")
-    chosen = native.Loaded(library._replace(isa=level), request.param)
-    monkeypatch.setattr(native, "load", lambda: chosen)
+    use(request.param, monkeypatch)
     return request.param
 
 

@@ -31,6 +31,7 @@ from tests.ops.helpers import (
     needs_native,
     normal,
     on_each_backend,
+    use,
 )
 
 NORMS = [(layer_norm, layer_norm_reference), (rms_norm, rms_norm_reference)]
@@ -154,12 +155,7 @@ def test_norm_row_is_bit_equal_wherever_it_stands(backend: str, width: int) -> N
 @needs_native
 @pytest.mark.parametrize("isa", native.ISAS)
 def test_every_instruction_set_norms(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native.load().library
-    assert library is not None
-    if native.ISAS.index(isa) > library.isa:
-        pytest.skip(f"this machine has no {isa}")
-    chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
-    monkeypatch.setattr(native, "load", lambda: chosen)
+    use(isa, monkeypatch)
     for width in (3, 24, 64):
         x = [normal(9, width, seed=s) for s in range(3)]
         for norm, reference in NORMS:

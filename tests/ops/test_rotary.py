@@ -21,6 +21,7 @@ from tests.ops.helpers import (
     needs_native,
     normal,
     on_each_backend,
+    use,
 )
 
 CASES = [
@@ -82,16 +83,6 @@ def test_rotary_split_without_a_gradient_for_angles_or_for_one_part(backend: str
     torch.testing.assert_close(dx[:, 0], 2 * x[:, 0])  # a rotation keeps lengths
     assert not dx[:, 1].any()
     assert torch.equal(dx[:, 2], torch.ones(5, 2, 8))
-
-
-def use(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The native library with one instruction set; skips where the machine has it not."""
-    library = native.load().library
-    assert library is not None
-    if native.ISAS.index(isa) > library.isa:
-        pytest.skip(f"this machine has no {isa}")
-    chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
-    monkeypatch.setattr(native, "load", lambda: chosen)
 
 
 each_isa = pytest.mark.parametrize("isa", native.ISAS)

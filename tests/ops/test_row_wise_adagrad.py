@@ -10,9 +10,7 @@ from torch import Tensor
 
 from kunlun.errors import BackendError, ShapeError
 from kunlun.ops import native, row_wise_adagrad_
-from tests.ops.helpers import needs_native, normal
-
-BACKENDS = ["portable", pytest.param("native", marks=needs_native)]  # triton has no part in it
+from tests.ops.helpers import BACKENDS, needs_native, normal, use
 
 
 def reference(
@@ -63,12 +61,7 @@ def test_a_million_rows_of_which_few_occur(backend: str) -> None:
 @needs_native
 @pytest.mark.parametrize("isa", native.ISAS)
 def test_every_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = native.load().library
-    assert library is not None
-    if native.ISAS.index(isa) > library.isa:
-        pytest.skip(f"this machine has no {isa}")
-    chosen = native.Loaded(library._replace(isa=native.ISAS.index(isa)), isa)
-    monkeypatch.setattr(native, "load", lambda: chosen)
+    use(isa, monkeypatch)
     for width in (1, 8, 19, 32):
         assert_steps_match("native", torch.tensor([5, 2, 5, 5, 0, 2]), 7, width, 0.1)
         weight, grad = torch.zeros(2, width), torch.zeros(1, width)

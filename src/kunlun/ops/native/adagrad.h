@@ -83,7 +83,8 @@ struct Adagrad {
     for (int64_t i = 0; i < a->count; i++)
       if (a->rows[i] < 0 || a->rows[i] >= a->table_rows) return kBadRows;
     // All memory before the first write, so that a table is never left half updated.
-    const long chain = (a->count + 1) / 2 * 16, bytes = chain + a->items * room_each(*a);
+    const long chain = (a->count + 1) / 2 * 16;  // bytes of next, up to a multiple of 16
+    const long bytes = chain + a->items * room_each(*a);
     char* room = reinterpret_cast<char*>(shared((bytes + 3) / 4));
     if (!room) return kNoMemory;
     const Adagrad c = {*a, reinterpret_cast<int64_t*>(room), room + chain};
