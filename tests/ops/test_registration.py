@@ -229,3 +229,38 @@ def test_a_program_exported_with_the_library_runs_without_it(
     want = program(*args)
     monkeypatch.setattr(native, "load", lambda: native.Loaded(None, "taken away"))
     torch.testing.assert_close(program(*args), want)
+
+
+@pytest.mark.parametrize("run", PAIRS, ids=lambda f: f.__name__)
+def test_a_second_derivative_is_refused(run: Callable[[], tuple[Tensor, list[Tensor]]]) -> None:
+    out, leaves = run()
+    first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        torch.autograd.grad(first[0].sum(), leaves)
+
+
+def test_the_second_derivative_of_rows_is_refused_too() -> None:
+    args = rows_input(5)
+    first = torch.autograd.grad(run_rows(*args).square().sum(), args, create_graph=True)
+    with pytest.raises(RuntimeError, match="twice"):
+        torch.autograd.grad(first[0].sum(), args)
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    args = rows_input(5)
+    with torch.no_grad():
+        off = run_rows(*args)
+    on, detached = run_rows(*args), run_rows(*(x.detach() for x in args))
+    assert on.requires_grad
+    assert not off.requires_grad
+    assert not detached.requires_grad
+    assert torch.equal(on, off)
+    assert torch.equal(on, detached)
+
+
+def test_a_result_of_several_that_nobody_reads_has_gradient_zero() -> None:
+    x, angle, *_ = rows_input(5)
+    q, _, _ = rotary_split(x, angle, turned=2)
+    (dx,) = torch.autograd.grad(q.sum(), [x])
+    assert dx[:, 0].any()
+    assert not dx[:, 1:].any()

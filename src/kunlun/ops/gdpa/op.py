@@ -13,9 +13,10 @@ from kunlun.ops.checks import known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.gdpa import portable
 from kunlun.ops.native import attention
+from kunlun.ops.registration import operator, register_autograd, register_fake
 
 
-@torch.library.custom_op("kunlun::gdpa", mutates_args=())
+@operator
 def gdpa_op(
     q: Tensor,
     k: Tensor,
@@ -42,7 +43,7 @@ def gdpa_op(
     return portable.forward(q, k, v, rows, keys, names, scale, out_scale)
 
 
-@torch.library.custom_op("kunlun::gdpa_backward", mutates_args=())
+@operator
 def gdpa_backward_op(
     grad: Tensor,
     q: Tensor,
@@ -71,12 +72,12 @@ def gdpa_backward_op(
     return portable.backward(grad, q, k, v, rows, keys, names, scale, out_scale)
 
 
-@gdpa_op.register_fake
+@register_fake(gdpa_op)
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
     return q.new_empty(q.shape)
 
 
-@gdpa_backward_op.register_fake
+@register_fake(gdpa_backward_op)
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -91,7 +92,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return dq, dk, dv, None, None, None, None, None, None
 
 
-gdpa_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(gdpa_op, _differentiate, save=_save)
 
 
 def _pairs(q: Tensor, k: Tensor, q_offsets: Tensor, kv_offsets: Tensor) -> float:

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import rows
+from kunlun.ops.registration import operator, register_autograd, register_fake
 
 
-@torch.library.custom_op("kunlun::gelu_approx", mutates_args=())
+@operator
 def gelu_approx_op(x: Tensor, backend: str = "") -> Tensor:
     if runs_on("gelu_approx", x, backend) == "native":
         return rows.gelu_forward(x)
     return F.gelu(x.contiguous(), approximate="tanh")
 
 
-@torch.library.custom_op("kunlun::gelu_approx_backward", mutates_args=())
+@operator
 def gelu_approx_backward_op(grad: Tensor, x: Tensor, backend: str = "") -> Tensor:
     if runs_on("gelu_approx", x, backend) == "native":
         return rows.gelu_backward(grad, x)
@@ -30,12 +31,12 @@ def gelu_approx_backward_op(grad: Tensor, x: Tensor, backend: str = "") -> Tenso
     return dx
 
 
-@gelu_approx_op.register_fake
+@register_fake(gelu_approx_op)
 def _(x: Tensor, backend: str = "") -> Tensor:
     return x.new_empty(x.shape)
 
 
-@gelu_approx_backward_op.register_fake
+@register_fake(gelu_approx_backward_op)
 def _(grad: Tensor, x: Tensor, backend: str = "") -> Tensor:
     return x.new_empty(x.shape)
 
@@ -49,4 +50,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     return gelu_approx_backward_op(grad, *ctx.saved_tensors, ctx.backend), None
 
 
-gelu_approx_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(gelu_approx_op, _differentiate, save=_save)

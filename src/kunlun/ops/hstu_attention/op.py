@@ -14,6 +14,7 @@ from kunlun.ops.checks import check_rows, known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.hstu_attention import portable
 from kunlun.ops.native import hstu as native
+from kunlun.ops.registration import operator, register_autograd, register_fake
 
 
 def check_biased(q: Tensor, time: Tensor, position_bias: Tensor, time_bias: Tensor) -> None:
@@ -32,7 +33,7 @@ def check_biased(q: Tensor, time: Tensor, position_bias: Tensor, time_bias: Tens
             raise ShapeError(f"{name}: no buckets; one of zero means no such bias")
 
 
-@torch.library.custom_op("kunlun::hstu_attention", mutates_args=())
+@operator
 def hstu_attention_op(
     q: Tensor,
     k: Tensor,
@@ -56,7 +57,7 @@ def hstu_attention_op(
     return portable.forward(q, k, v, rows, time, position_bias, time_bias, settings)
 
 
-@torch.library.custom_op("kunlun::hstu_attention_backward", mutates_args=())
+@operator
 def hstu_attention_backward_op(
     grad: Tensor,
     q: Tensor,
@@ -80,12 +81,12 @@ def hstu_attention_backward_op(
     return portable.backward(grad, q, k, v, rows, time, position_bias, time_bias, settings)
 
 
-@hstu_attention_op.register_fake
+@register_fake(hstu_attention_op)
 def _(q: Tensor, *rest: Any) -> Tensor:
     return q.new_empty(q.shape)
 
 
-@hstu_attention_backward_op.register_fake
+@register_fake(hstu_attention_backward_op)
 def _(
     grad: Tensor,
     q: Tensor,
@@ -111,7 +112,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return dq, dk, dv, None, None, dp, dt, None, None, None, None
 
 
-hstu_attention_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(hstu_attention_op, _differentiate, save=_save)
 
 
 def _pairs(q: Tensor, offsets: Tensor, window: int) -> float:

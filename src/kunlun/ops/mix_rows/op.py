@@ -9,24 +9,25 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops.mix_rows import portable
+from kunlun.ops.registration import operator, register_autograd, register_fake
 
 
-@torch.library.custom_op("kunlun::mix_rows", mutates_args=())
+@operator
 def mix_rows_op(x: Tensor, z: Tensor) -> Tensor:
     return portable.forward(x, z)
 
 
-@torch.library.custom_op("kunlun::mix_rows_backward", mutates_args=())
+@operator
 def mix_rows_backward_op(grad: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return portable.backward(grad, x, z)
 
 
-@mix_rows_op.register_fake
+@register_fake(mix_rows_op)
 def _(x: Tensor, z: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], z.shape[1], x.shape[2]))
 
 
-@mix_rows_backward_op.register_fake
+@register_fake(mix_rows_backward_op)
 def _(grad: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), z.new_empty(z.shape)
 
@@ -40,7 +41,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return dx, dz
 
 
-mix_rows_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(mix_rows_op, _differentiate, save=_save)
 
 
 @register_flop_formula(torch.ops.kunlun.mix_rows)

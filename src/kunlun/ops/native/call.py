@@ -27,12 +27,12 @@ def check(status: int, offsets: list[tuple[str, Tensor, int]]) -> None:
 
 
 def rows(x: Tensor) -> Tensor:
-    """[rows, heads, width] with channels side by side."""
-    return x if x.stride(2) == 1 else x.contiguous()
+    """[..., width] with channels side by side."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def addresses(tensors: list[Tensor | None]) -> list[int]:
-    """Address, row stride and head stride of each, zeros for None."""
+    """Address, row stride and head stride (rows without heads: any) of each, zeros for None."""
     flat = []
     for x in tensors:
         flat += [0, 0, 0] if x is None else [x.data_ptr(), x.stride(0), x.stride(1)]

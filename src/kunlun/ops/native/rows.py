@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ def add_norm_backward(grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor) -> Tenso
 def _norm(
     name: str, tensors: list[Tensor | None], rstd: Tensor, centered: bool, eps: float
 ) -> None:
-    strided = [None if x is None else rows(x[:, None]) for x in tensors]
+    strided = [None if x is None else rows(x) for x in tensors]
     x, out = tensors[0], tensors[3] if tensors[1] is None else tensors[1]
     assert x is not None
     assert out is not None
@@ -94,11 +95,11 @@ def _rotary(
     d_angle: Tensor | None,
 ) -> None:
     strided = [rows(part) for part in parts]
-    places = torch.tensor(addresses(list(strided)), dtype=torch.int64)
+    places = array("q", addresses(list(strided)))
     angle = angle.to(torch.float32)
     angle = angle if angle.stride(1) == 1 else angle.contiguous()
     packed = _ROTARY.pack(
-        *(x.data_ptr(), x.stride(0), x.stride(2), x.stride(1), places.data_ptr()),
+        *(x.data_ptr(), x.stride(0), x.stride(2), x.stride(1), places.buffer_info()[0]),
         *(angle.data_ptr(), angle.stride(0), 0 if d_angle is None else d_angle.data_ptr()),
         *(x.shape[0], x.shape[1], turned, x.shape[2], x.shape[3]),
         *(x.dtype == torch.bfloat16, torch.get_num_threads()),

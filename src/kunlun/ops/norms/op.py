@@ -14,10 +14,11 @@ from torch import Tensor
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import rows
 from kunlun.ops.norms import portable
+from kunlun.ops.registration import operator, register_autograd, register_fake
 from kunlun.ops.tiles import compute_dtype
 
 
-@torch.library.custom_op("kunlun::row_norm", mutates_args=())
+@operator
 def row_norm_op(
     x: Tensor, centered: bool, dtype: torch.dtype, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
@@ -28,7 +29,7 @@ def row_norm_op(
     return out.to(dtype), rstd.float()
 
 
-@torch.library.custom_op("kunlun::row_norm_backward", mutates_args=())
+@operator
 def row_norm_backward_op(
     grad: Tensor,
     out: Tensor,
@@ -43,7 +44,7 @@ def row_norm_backward_op(
     return portable.backward(grad, out, rstd, centered).to(dtype)
 
 
-@torch.library.custom_op("kunlun::add_rms_norm", mutates_args=())
+@operator
 def add_rms_norm_op(s: Tensor, u: Tensor, y: Tensor, backend: str = "") -> tuple[Tensor, Tensor]:
     """s + rms_norm(u + y) [rows, D], and 1 / rms float32 [rows]."""
     if runs_on("add_rms_norm", s, backend) == "native":
@@ -52,7 +53,7 @@ def add_rms_norm_op(s: Tensor, u: Tensor, y: Tensor, backend: str = "") -> tuple
     return (s + normed).to(s.dtype), rstd.float()
 
 
-@torch.library.custom_op("kunlun::add_rms_norm_backward", mutates_args=())
+@operator
 def add_rms_norm_backward_op(
     grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor, backend: str = ""
 ) -> Tensor:
@@ -63,24 +64,24 @@ def add_rms_norm_backward_op(
     return portable.backward(grad, normed, rstd, centered=False).to(u.dtype)
 
 
-@row_norm_op.register_fake
+@register_fake(row_norm_op)
 def _(x: Tensor, centered: bool, dtype: torch.dtype, backend: str = "") -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:1], dtype=torch.float32)
 
 
-@row_norm_backward_op.register_fake
+@register_fake(row_norm_backward_op)
 def _(
     grad: Tensor, out: Tensor, rstd: Tensor, centered: bool, dtype: torch.dtype, *_: Any
 ) -> Tensor:
     return out.new_empty(out.shape, dtype=dtype)
 
 
-@add_rms_norm_op.register_fake
+@register_fake(add_rms_norm_op)
 def _(s: Tensor, u: Tensor, y: Tensor, backend: str = "") -> tuple[Tensor, Tensor]:
     return s.new_empty(s.shape), s.new_empty(s.shape[:1], dtype=torch.float32)
 
 
-@add_rms_norm_backward_op.register_fake
+@register_fake(add_rms_norm_backward_op)
 def _(grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor, backend: str = "") -> Tensor:
     return u.new_empty(u.shape)
 
@@ -96,7 +97,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return row_norm_backward_op(grad, *ctx.saved_tensors, *settings), None, None, None
 
 
-row_norm_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(row_norm_op, _differentiate, save=_save)
 
 
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -109,4 +110,4 @@ def _differentiate_sum(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     return grad, dy, dy, None
 
 
-add_rms_norm_op.register_autograd(_differentiate_sum, setup_context=_save_sum)
+register_autograd(add_rms_norm_op, _differentiate_sum, save=_save_sum)

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import rows
+from kunlun.ops.registration import operator, register_autograd, register_fake
 from kunlun.ops.rotary import portable
 
 
-@torch.library.custom_op("kunlun::rotary", mutates_args=())
+@operator
 def rotary_op(x: Tensor, angle: Tensor, turned: int, backend: str) -> list[Tensor]:
     """x [L, P, H, D] -> P tensors [L, H, D], the first `turned` rotated.
 
@@ -25,7 +26,7 @@ def rotary_op(x: Tensor, angle: Tensor, turned: int, backend: str) -> list[Tenso
     return [*(portable.forward(p, angle) for p in parts[:turned]), *map(_copy, parts[turned:])]
 
 
-@torch.library.custom_op("kunlun::rotary_backward", mutates_args=())
+@operator
 def rotary_backward_op(
     grads: list[Tensor], outs: list[Tensor], angle: Tensor, by_angle: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -42,12 +43,12 @@ def rotary_backward_op(
     return torch.stack([*back, *grads[turned:]], dim=1), d_angle
 
 
-@rotary_op.register_fake
+@register_fake(rotary_op)
 def _(x: Tensor, angle: Tensor, turned: int, backend: str) -> list[Tensor]:
     return [x.new_empty((x.shape[0], *x.shape[2:])) for _ in range(x.shape[1])]
 
 
-@rotary_backward_op.register_fake
+@register_fake(rotary_backward_op)
 def _(
     grads: list[Tensor], outs: list[Tensor], angle: Tensor, by_angle: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -76,4 +77,4 @@ def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     return dx, d_angle if ctx.by_angle else None, None, None
 
 
-rotary_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(rotary_op, _differentiate, save=_save)

@@ -12,11 +12,12 @@ from kunlun.ops import flops
 from kunlun.ops.checks import read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import attention
+from kunlun.ops.registration import operator, register_autograd, register_fake
 from kunlun.ops.seed_attention import portable
 from kunlun.ops.tiles import compute_dtype
 
 
-@torch.library.custom_op("kunlun::seed_attention", mutates_args=())
+@operator
 def seed_attention_op(
     seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, backend: str = ""
 ) -> tuple[Tensor, Tensor]:
@@ -35,7 +36,7 @@ def seed_attention_op(
     return portable.forward(seeds, k, v, read_offsets("offsets", offsets, k.shape[0]), scale)
 
 
-@torch.library.custom_op("kunlun::seed_attention_backward", mutates_args=())
+@operator
 def seed_attention_backward_op(
     grad: Tensor,
     seeds: Tensor,
@@ -59,14 +60,14 @@ def seed_attention_backward_op(
     return portable.backward(grad, seeds, k, v, out, lse, rows, scale)
 
 
-@seed_attention_op.register_fake
+@register_fake(seed_attention_op)
 def _(seeds: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     n, (s, heads, width) = offsets.shape[0] - 1, seeds.shape
     lse = k.new_empty((n, s, heads), dtype=compute_dtype(k.dtype))
     return k.new_empty((n, s, heads, width)), lse
 
 
-@seed_attention_backward_op.register_fake
+@register_fake(seed_attention_backward_op)
 def _(
     grad: Tensor, seeds: Tensor, k: Tensor, v: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +85,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     return *grads, None, None, None
 
 
-seed_attention_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(seed_attention_op, _differentiate, save=_save)
 
 
 @register_flop_formula(torch.ops.kunlun.seed_attention, get_raw=True)

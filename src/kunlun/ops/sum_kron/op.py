@@ -9,30 +9,31 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops import flops
+from kunlun.ops.registration import operator, register_autograd, register_fake
 from kunlun.ops.sum_kron import portable
 
 
-@torch.library.custom_op("kunlun::sum_kron", mutates_args=())
+@operator
 def sum_kron_op(x: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """The result, and what lies between the two products, for the backward."""
     return portable.forward(x, z, w)
 
 
-@torch.library.custom_op("kunlun::sum_kron_backward", mutates_args=())
+@operator
 def sum_kron_backward_op(
     grad: Tensor, x: Tensor, z: Tensor, w: Tensor, between: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return portable.backward(grad, x, z, w, between)
 
 
-@sum_kron_op.register_fake
+@register_fake(sum_kron_op)
 def _(x: Tensor, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     (n, s, d), (k, _, t), d2 = x.shape, z.shape, w.shape[2]
     between = (n, t * k, d) if portable.rows_first(x, z, w) else (n, s * k, d2)
     return x.new_empty((n, t, d2)), x.new_empty(between)
 
 
-@sum_kron_backward_op.register_fake
+@register_fake(sum_kron_backward_op)
 def _(
     grad: Tensor, x: Tensor, z: Tensor, w: Tensor, between: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +49,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, T
     return dx, dz, dw
 
 
-sum_kron_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(sum_kron_op, _differentiate, save=_save)
 
 
 def _flops(x: Any, z: Any, w: Any) -> int:

@@ -12,11 +12,12 @@ from kunlun.ops import flops
 from kunlun.ops.checks import known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import attention
+from kunlun.ops.registration import operator, register_autograd, register_fake
 from kunlun.ops.tiles import compute_dtype
 from kunlun.ops.window_attention import portable
 
 
-@torch.library.custom_op("kunlun::window_attention", mutates_args=())
+@operator
 def window_attention_op(
     q: Tensor,
     k: Tensor,
@@ -43,7 +44,7 @@ def window_attention_op(
     return portable.forward(q, k, v, rows, window, causal, scale)
 
 
-@torch.library.custom_op("kunlun::window_attention_backward", mutates_args=())
+@operator
 def window_attention_backward_op(
     grad: Tensor,
     q: Tensor,
@@ -69,12 +70,12 @@ def window_attention_backward_op(
     return portable.backward(grad, q, k, v, out, lse, rows, window, causal, scale)
 
 
-@window_attention_op.register_fake
+@register_fake(window_attention_op)
 def _(q: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=compute_dtype(q.dtype))
 
 
-@window_attention_backward_op.register_fake
+@register_fake(window_attention_backward_op)
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
@@ -90,7 +91,7 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     return dq, dk, dv, None, None, None, None, None
 
 
-window_attention_op.register_autograd(_differentiate, setup_context=_save)
+register_autograd(window_attention_op, _differentiate, save=_save)
 
 
 def _pairs(q: Tensor, offsets: Tensor, window: int, causal: bool) -> float:
