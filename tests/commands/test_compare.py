@@ -105,7 +105,7 @@ def test_an_impossible_ablation_is_one_line(kunlun, data: str) -> None:
     few += ("model.tower.pooling.tokens=1", "model.interaction.experts=9")
     code, _, err = kunlun("compare", "demo", data, *few, "--models", "kunlun", "--dry-run")
     assert code == 2
-    assert "kunlun: experts (9) must not exceed" in err
+    assert "kunlun: model.interaction.experts (9) must not exceed" in err
 
 
 def test_trials_are_planned(kunlun, data: str, tmp_path: Path) -> None:

@@ -163,8 +163,9 @@ def test_times(array: pa.Array, unit: Any, offset: float, expected: int) -> None
 def test_lists_first_and_length() -> None:
     text = pa.array(["x, y", None, "", "z"])
     values, offsets = lists(text, ",")
-    assert (values.to_pylist(), offsets.tolist()) == (["x", "y", "", "z"], [0, 2, 2, 3, 4])
-    assert first(text, ",").to_pylist() == ["x", None, "", "z"]
+    assert (values.to_pylist(), offsets.tolist()) == (["x", "y", "z"], [0, 2, 2, 2, 3])
+    assert first(text, ",").to_pylist() == ["x", None, None, "z"]
+    assert length(text, ",").tolist() == pytest.approx([2, np.nan, np.nan, 1], nan_ok=True)
     array = pa.array([[1, 2], None, [], [None, 3]])
     assert first(array, None).to_pylist() == [1, None, None, None]
     assert length(array, None).tolist() == pytest.approx([2, np.nan, 0, 2], nan_ok=True)

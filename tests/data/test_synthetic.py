@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -294,6 +295,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         ("users", 0, "users is 0; it must be at least 1"),
         ("latent", 1, "latent is 1; kernels need at least 2"),
         ("drift", 2.0, "drift is 2.0; expected 0 to 1"),
+        ("days", 0.0, "days is 0.0; expected more than 0 and at most 3650"),
+        ("days", math.nan, "days is nan; expected more than 0"),
+        ("days", math.inf, "days is inf; expected more than 0"),
     ],
 )
 def test_impossible_configurations(key: str, value: float, message: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from kunlun.errors import ConfigError
+from kunlun.layers.personalized_ffn import PersonalizedFFNConfig
 from kunlun.models.flops import count, lengths_of
 from kunlun.models.interformer import InterFormer, InterFormerConfig
 from kunlun.models.masknet import side_by_side
@@ -256,3 +257,10 @@ def test_head_width_must_be_even() -> None:
 def test_sizes_must_be_positive(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} is 0, expected 1 or more"):
         InterFormerConfig(**{key: 0})
+
+
+@pytest.mark.parametrize("kind", ["plain", "none"])
+def test_kinds_of_gdpa_it_has_no_part_for_are_refused(kind: str) -> None:
+    gdpa = PersonalizedFFNConfig(kind=kind)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"model.gdpa.kind is '{kind}'"):
+        InterFormerConfig(pffn="gdpa", gdpa=gdpa)

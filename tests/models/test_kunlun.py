@@ -289,3 +289,10 @@ def test_a_preset_starts_personalized(preset: str) -> None:
     assert START_RATIO / 2 < ratio < START_RATIO * 2
     varying = (x_sum - x_sum.mean(0)).square().mean() / x_sum.square().mean()
     assert varying > 0.2
+
+
+def test_a_history_longer_than_the_data_changes_nothing() -> None:
+    """tau_g is the longest history there can be, not the longest asked for."""
+    models = [make(tower=TOWER | {"history": history})[0] for history in (None, 1200)]
+    scales = [[m.scale for m in x.modules() if isinstance(m, PersonalizedFFN)] for x in models]
+    assert scales[0] == scales[1] != []

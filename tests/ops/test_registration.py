@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from kunlun.ops import (
@@ -25,7 +26,9 @@ from kunlun.ops import (
     window_attention,
 )
 from kunlun.ops.gdpa.op import gdpa_backward_op, gdpa_op
+from kunlun.ops.norms.op import add_rms_norm_op, row_norm_op
 from kunlun.ops.seed_attention.op import seed_attention_backward_op, seed_attention_op
+from kunlun.ops.sum_kron.op import sum_kron_op
 from kunlun.ops.window_attention.op import window_attention_backward_op, window_attention_op
 from tests.ops.helpers import BACKENDS, normal, offsets_of
 
@@ -90,7 +93,6 @@ def test_flop_formulas_take_python_numbers() -> None:
     assert flops.seed_attention_flops(rows=10, seeds=3, heads=2, dim=4) == 960
     assert flops.seed_attention_backward_flops(rows=10, seeds=3, heads=2, dim=4) == 2400
     assert flops.window_attention_flops(7.5, 2, 4) == 240
-    assert flops.rotary_flops(10, 2, 4) == 0
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -264,3 +266,21 @@ def test_a_result_of_several_that_nobody_reads_has_gradient_zero() -> None:
     (dx,) = torch.autograd.grad(q.sum(), [x])
     assert dx[:, 0].any()
     assert not dx[:, 1:].any()
+
+
+def test_create_graph_reads_what_was_saved_once() -> None:
+    """Non-reentrant checkpoints refuse to recompute a tensor twice."""
+    x = leaf(5)
+    y = checkpoint(lambda x: rms_norm(x).square(), x, use_reentrant=False)
+    (grad,) = torch.autograd.grad(y.sum(), [x], create_graph=True)
+    assert grad.abs().max() > 0
+    with pytest.raises(RuntimeError, match="twice"):
+        torch.autograd.grad(grad.sum(), [x])
+
+
+def test_what_is_kept_for_the_backward_has_no_gradient() -> None:
+    x = leaf(5)[:, 0]
+    assert not row_norm_op(x, True, torch.float32)[1].requires_grad
+    assert not add_rms_norm_op(x, x, x)[1].requires_grad
+    z, w = normal(1, 5, 2).requires_grad_(), normal(1, D, 3)
+    assert not sum_kron_op(x[None], z, w)[1].requires_grad

@@ -190,3 +190,20 @@ def test_forced_native_rotary_that_cannot_run_says_why() -> None:
     for args in ((x.half(), angle), (x, angle.double())):
         with pytest.raises(BackendError, match=r"^backend: the native library computes float32 "):
             rotary(*args, backend="native")
+
+
+@each_backend
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rotary_of_frozen_rows_teaches_the_angles(backend: str, compiled: bool) -> None:
+    x, angle = normal(6, 3, 2, 8), normal(6, 4, seed=1)
+
+    def angle_grad(x: Tensor) -> Tensor:
+        run = partial(split, turned=2, backend=backend)
+        run = torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run
+        turned = angle.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(run(x, turned).cumsum(0).square().sum(), [turned])
+        return grad
+
+    frozen, free = angle_grad(x), angle_grad(x.clone().requires_grad_())
+    assert frozen.abs().max() > 0.1
+    assert torch.equal(frozen, free)

@@ -7,6 +7,8 @@ import errno
 import json
 import math
 import shutil
+import statistics
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +147,17 @@ def test_a_torn_cell_goes_on(finished, copied, config) -> None:
     assert again["models"][1]["against_first"] == finished[1]["models"][1]["against_first"]
     steps = [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) == 4
+
+
+def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(copied, config) -> None:
+    run = copied / "cells/dcnv2/seed1"
+    for file in (run / "summary.json", run.with_suffix(".json")):
+        file.unlink()
+    place = Path(config.data)
+    moved = dataclasses.replace(config, data=f"{place.parent}/../{place.parent.name}/{place.name}")
+    said: list[str] = []
+    compare.run(study(moved, copied, seeds=2, match="flops"), said.append)
+    assert [line for line in said if "training" in line] == ["[4/4] dcnv2 seed 1: training"]
 
 
 def test_another_configuration_is_refused_before_training(copied, config) -> None:
@@ -326,6 +339,22 @@ def test_seeds_add_their_own_noise() -> None:
     assert found["difference"] == 2.0
     assert found["high"] - 2.0 == pytest.approx(half)
     assert 2.0 - found["low"] == pytest.approx(half)
+
+
+def test_one_seed_keeps_the_sides_of_its_interval() -> None:
+    lopsided = {"difference": 0.3, "low": 0.05, "high": 0.9}
+    assert summary.combine([lopsided]) == {**lopsided, "seeds": 1}
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 11, 12, 13, 20, 31, 100])
+def test_quantiles_of_student_have_no_jump(seeds: int) -> None:
+    """Differences of +-1 around 0: the interval is the quantile times their deviation."""
+    from scipy.stats import t
+
+    found = summary.combine([difference((-1.0) ** k, 0.0) for k in range(seeds)])
+    deviation = statistics.stdev([(-1.0) ** k for k in range(seeds)])
+    half = t.ppf(0.975, seeds - 1) * deviation / math.sqrt(seeds)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(half, rel=2e-3)
 
 
 def test_undefined_stays_undefined() -> None:

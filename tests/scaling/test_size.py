@@ -133,5 +133,5 @@ def test_an_unreachable_budget_names_the_nearest(dataset, lengths) -> None:
 
 def test_a_section_that_cannot_be_built_says_so(config, dataset, lengths) -> None:
     section = {**config.model, "interaction": {"experts": 99}}
-    with pytest.raises(ConfigError, match=r"x: experts \(99\) must not exceed"):
+    with pytest.raises(ConfigError, match=r"x: model.interaction.experts \(99\) must not exceed"):
         size.cost(dataset, section, lengths, "x")

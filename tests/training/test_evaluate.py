@@ -19,6 +19,7 @@ from kunlun.training import predictions
 from kunlun.training.compare import _loss, compare
 from kunlun.training.evaluate import evaluate, evaluation_name, predict
 from kunlun.training.scoring import Scored
+from kunlun.training.slices import slices
 from kunlun.training.trainer import train
 
 
@@ -78,6 +79,18 @@ def test_slices_partition_the_rows(run, data):
         assert sum(s["tasks"]["click"]["rows"] for s in parts) == 300
     assert found[0]["value"] == "0"  # rows without history
     assert {s["value"] for s in found if s["by"] == "day"} >= {"1970-01-01", "1970-01-13"}
+
+
+def test_a_slice_is_undefined_where_the_whole_is():
+    logits = torch.tensor([[0.5], [torch.nan], [-1.0], [2.0]])
+    labels, ones = torch.tensor([[1.0], [0.0], [0.0], [1.0]]), torch.ones(4)
+    group, time = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+    scored = Scored(logits, labels, ones, group, time, torch.tensor([0, 0, 3, 3]))
+    assert scored.metrics(["click"]).compute()["click"]["auc"] is None
+    broken, whole = (s["tasks"]["click"] for s in slices(scored, ["click"])[:2])
+    assert broken["auc"] is broken["ne"] is broken["calibration"] is None
+    assert whole["auc"] == 1.0
+    assert whole["rows"] == 2
 
 
 def test_other_data_keep_the_runs_own_evaluation(run, data):

@@ -80,6 +80,14 @@ def test_of_many_bad_gradients_the_one_nearest_to_the_loss_is_named(model_and_ba
         check_finite(model, batch, loss, norm * torch.nan, 1, tmp_path)
 
 
+def test_clipping_does_not_hide_where_a_gradient_broke(data, config, tmp_path):
+    trainer = Trainer(config(clip=1.0), tmp_path, source.open_data("standin"))
+    weight = trainer.model.get_parameter("backbone.0.weight")
+    weight.register_hook(lambda grad: grad * torch.nan)
+    with pytest.raises(NonFiniteError, match=r"gradient of backbone\.0\.weight is not finite"):
+        trainer._step(next(iter(trainer.loader)))
+
+
 def test_a_saved_batch_is_the_same_batch(model_and_batch, tmp_path):
     _, batch = model_and_batch
     batch.multi = {"tags": Jagged(torch.arange(30), torch.arange(0, 31, 3)[:11], 8)}

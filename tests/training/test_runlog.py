@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from kunlun.errors import BackendError
 from kunlun.training import environment
 from kunlun.training.interrupt import interrupts
-from kunlun.training.runlog import RunLog, read_rows
+from kunlun.training.runlog import RunLog, read_rows, write_json
 
 ROW = {
     "kind": "train", "step": 3, "loss": 0.5, "ne": {"click": 0.9, "buy": None}, "mfu": 0.25,
@@ -68,6 +72,40 @@ def test_peak_is_measured_without_touching_the_random_state():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A10G", None),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name(name, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    monkeypatch.setattr(environment, "wait", lambda _: None)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: np.ones((2, 2)))  # it is measured
+    found = environment.peak_flops(torch.device("cuda"), torch.bfloat16)
+    assert found == peak if peak else found not in {bf16 for bf16, _ in environment.PEAK.values()}
+
+
+def test_a_message_is_printed_as_it_is(tmp_path, monkeypatch):
+    with RunLog(tmp_path, 1) as log:
+        log.bar = SimpleNamespace(console=Console(file=io.StringIO(), width=80), stop=lambda: None)
+        log.say("run: runs/[old]model")
+        assert log.bar.console.file.getvalue() == "run: runs/[old]model\n"
+
+
+def test_json_holds_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"ne": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
 def test_environment_names_versions_and_machine():
     found = environment.describe(torch.device("cpu"))
     assert found["packages"]["torch"] == torch.__version__
@@ -80,6 +118,8 @@ def test_devices_that_are_not_there_are_refused():
     assert environment.pick_device("cpu").type == "cpu"
     with pytest.raises(BackendError, match=r"train\.device 'gpu' is no device"):
         environment.pick_device("gpu")
+    with pytest.raises(BackendError, match=r"train\.device 'meta' is not supported; use auto"):
+        environment.pick_device("meta")
     if not torch.cuda.is_available():
         assert environment.pick_device("auto").type == "cpu"
         with pytest.raises(BackendError, match=r"train\.device is 'cuda', but torch sees no CUDA"):

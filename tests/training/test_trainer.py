@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -10,13 +11,15 @@ import pytest
 import standin
 import torch
 
-from kunlun.errors import DataError
+from kunlun.errors import DataError, RunError
 from kunlun.features.batch import Batch
+from kunlun.metrics import RankingMetrics
 from kunlun.models import io
-from kunlun.training import environment, source
+from kunlun.training import checkpoint, environment, source
 from kunlun.training.environment import to_device
 from kunlun.training.plan import make_plan
 from kunlun.training.runlog import read_rows
+from kunlun.training.scoring import mean_ne
 from kunlun.training.trainer import Trainer, train
 
 TIMES = ("seconds", "samples_per_s", "data_wait", "mfu")
@@ -69,7 +72,10 @@ def test_same_seed_same_run_bit_for_bit(data, config, tmp_path):
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_average_is_validated_kept_and_follows_its_formula(data, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ema", [0.15, 0.999])
+def test_average_is_validated_kept_and_follows_its_formula(
+    data, config, tmp_path, monkeypatch, ema
+):
     seen = []
     original = Trainer._step
 
@@ -79,11 +85,12 @@ def test_average_is_validated_kept_and_follows_its_formula(data, config, tmp_pat
 
     monkeypatch.setattr(Trainer, "_step", step)
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", lambda self: _fill(self))
-    changes = {"ema": 0.5, "max_steps": 3, "evaluate_every": 1.0}
+    changes = {"ema": ema, "max_steps": 3, "evaluate_every": 1.0}
     run = train(config(**changes), out=tmp_path / "r", quiet=True)
     mean = torch.full_like(seen[0], 0.1)
-    for weight in seen:
-        mean = 0.5 * mean + 0.5 * weight
+    for step, weight in enumerate(seen):
+        decay = min(ema, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight
     torch.testing.assert_close(io.load(run / "model").head.up.weight.detach(), mean)
 
 
@@ -171,3 +178,55 @@ def test_a_gpu_gets_page_locked_batches_the_cpu_the_batch_as_it_is(data, monkeyp
     assert calls == [("cpu", False)]
     to_device(batch, torch.device("cuda", 1))
     assert calls[1:] == ["pin", ("cuda:1", True)]
+
+
+NE = {"a": {"ne": 0.8}, "b": {"ne": 0.9}}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tasks", "mean"),
+    [
+        (NE, ["a", "b"], 0.85),
+        (NE, ["a"], 0.8),
+        ({**NE, "b": {"ne": None}}, ["a", "b"], None),
+        ({"a": {"ne": 0.8}}, ["a", "b"], None),
+        (NE, [], None),
+    ],
+)
+def test_a_mean_lacks_no_task(metrics, tasks, mean):
+    found = mean_ne(metrics, tasks)
+    assert found is mean is None or found == pytest.approx(mean)
+
+
+def test_a_validation_that_lost_a_task_is_not_the_best(data, config, tmp_path, monkeypatch):
+    """NE of click falls, that of buy gets lost: the model before is kept, and counts as stale."""
+    clicks = iter([0.9, 0.8, 0.7, 0.6])
+    tasks = iter([0.9, None, None, None])
+
+    def compute(self):
+        return {"click": {"ne": next(clicks), "auc": None}, "buy": {"ne": next(tasks), "auc": None}}
+
+    monkeypatch.setattr(RankingMetrics, "compute", compute)
+    run = train(config(patience=2, evaluate_every=0.25), out=tmp_path / "r", quiet=True, test=False)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["valid"]["buy"]["ne"] == 0.9
+    assert summary["train"]["stopped"] == "no better validation NE in 2 validations"
+
+
+def test_validation_rows_say_how_far_training_was(data, config, tmp_path):
+    changes = {"max_steps": 6, "log_every": 50, "evaluate_every": 0.1}
+    run = train(config(**changes), out=tmp_path / "r", quiet=True)
+    rows = read_rows(run, "valid")
+    size = config().train.batch_size
+    assert [row["samples"] for row in rows] == [row["step"] * size for row in rows]
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(rows))
+
+
+def test_a_checkpoint_of_other_code_is_refused_in_one_line(data, config, tmp_path):
+    run = train(config(max_steps=2), out=tmp_path / "r", quiet=True)
+    (run / "summary.json").unlink()
+    place = checkpoint.complete(run / "checkpoints")[-1]
+    other = Trainer(config(max_steps=2), run, source.open_data("standin"))
+    other.model.head.register_buffer("later", torch.zeros(1))
+    with pytest.raises(RunError, match="written by another version of kunlun"):
+        other.restore(place)

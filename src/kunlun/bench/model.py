@@ -80,7 +80,7 @@ class Training:
         with library(way):
             loss = _loss(self.forward(way, self.batch), self.batch)
             loss.backward()
-        norm = self.optimizers.clip()
+        norm = self.optimizers.norm()
         check_finite(self.model, self.batch, loss, norm, 0, Path())
         self.optimizers.step(0.0)  # full work, and the weights stay comparable
 

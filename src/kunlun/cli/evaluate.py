@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kunlun.cli.group import data_of, json_option, overrides_argument, print_json, verb
+from kunlun.cli.group import data_argument, data_of, json_option, print_json, verb
 
 
 @verb(
@@ -16,7 +16,7 @@ from kunlun.cli.group import data_of, json_option, overrides_argument, print_jso
     name="evaluate",
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@overrides_argument
+@data_argument(required=False)
 @click.option(
     "--against",
     type=click.Path(path_type=Path),

@@ -104,6 +104,13 @@ def warn(messages: Sequence[str]) -> None:
         click.echo(f"warning: {message}", err=True)
 
 
+def data_argument(*, required: bool) -> Callable[[F], F]:
+    """data=DIR, as the argument `overrides` for `data_of`."""
+    return click.argument(
+        "overrides", nargs=-1, required=required, metavar="data=DIR" if required else "[data=DIR]"
+    )
+
+
 def overrides_argument(function: F) -> F:
     """[key.sub=value ...], as the argument `overrides`."""
     return click.argument("overrides", nargs=-1, metavar="[key.sub=value ...]")(function)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from kunlun.cli.group import data_of, overrides_argument, verb
+from kunlun.cli.group import data_argument, data_of, verb
 from kunlun.errors import DataError
 
 
 @verb("kunlun predict runs/small data=datasets/today --out scores.parquet", name="predict")
 @click.argument("run", type=click.Path(path_type=Path))
-@overrides_argument
+@data_argument(required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Parquet file.")
 @click.option(
     "--split", type=click.Choice(["train", "valid", "test"]), help="Only this one.  [default: all]"
@@ -22,8 +22,6 @@ def command(run: Path, overrides: tuple[str, ...], out: Path, split: str | None)
     from kunlun.training.evaluate import predict
 
     data = data_of(overrides)
-    if data is None:
-        raise click.UsageError("data=DIR is missing: the dataset directory to score")
     if out.suffix != ".parquet":
         raise DataError("predictions are Parquet; expected a name that ends in .parquet", file=out)
     click.echo(f"wrote {predict(run, data, out, split)}")

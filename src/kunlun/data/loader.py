@@ -83,7 +83,8 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration of that epoch goes on behind the consumed batches.
 
-        Raises RunError if the state was made with another seed, batch size, world or data.
+        Raises RunError if the state was made with another seed, batch size, world or
+        number of rows.
         """
         for key, value in self.plan.identity().items():
             if state.get(key) != value:

@@ -125,7 +125,7 @@ def lists(array: pa.Array, separator: str | None) -> tuple[pa.Array, Int64]:
         if separator is None or not is_text(array):
             need = "a list column" if separator is None else "text or a list column"
             raise BadValue(f"values of type {array.type}; expected {need}")
-        array = pc.split_pattern(pc.utf8_trim_whitespace(array), separator)
+        array = pc.split_pattern(_text(array), separator)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     offsets = np.zeros(len(array) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -144,7 +144,8 @@ def length(array: pa.Array, separator: str | None) -> Float64:
     """Number of elements of each list, NaN where the list itself is null."""
     _, offsets = lists(array, separator)
     found = np.diff(offsets).astype(np.float64)
-    found[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    known = _text(array) if is_text(array) else array
+    found[known.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return found
 
 
@@ -162,9 +163,14 @@ def numbers(array: pa.Array) -> Float64:
     return found
 
 
+def _text(array: pa.Array) -> pa.Array:
+    """Trimmed; empty text is null, as in CSV, which knows no difference."""
+    text = pc.utf8_trim_whitespace(array)
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+
+
 def _parse(text: pa.Array) -> pa.Array:
-    text = pc.utf8_trim_whitespace(text)
-    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    text = _text(text)
     try:
         return text.cast(pa.float64())
     except pa.ArrowInvalid:

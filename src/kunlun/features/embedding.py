@@ -89,7 +89,7 @@ def _of_request(schema: Schema, entry: Input) -> bool:
 
 
 class FeatureEmbedding(nn.Module):
-    """Batch -> (tokens [B, N, D], events {type: (Jagged [L, d_e], age float32 [L] seconds)}).
+    """Batch -> (tokens [B, N, D], events {type: (Jagged [L, d_e], age float64 [L] seconds)}).
 
     Every field becomes one token by a linear map of its own; numeric inputs share one field unless
     the schema says otherwise. An event's embeddings are concatenated and mapped by a 2-layer MLP.
@@ -216,9 +216,10 @@ class _Lookups:
 
 
 def _age(events: EventSequence, layout: Jagged, request_time: Tensor) -> Tensor:
-    """Seconds from each event to its request; subtracted in int64, since float32 cannot hold ms."""
+    """Seconds from each event to its request, float64: in float32 events of one second would lose
+    their order and their gaps at half a year."""
     age = request_time[layout.segments] - events.timestamps
-    return age.to(torch.float32) / 1000.0
+    return age.to(torch.float64) / 1000.0
 
 
 def _mean(layout: Jagged, rows: Tensor) -> Tensor:

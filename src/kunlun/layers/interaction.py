@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kunlun.config import Config, at_least_one
+from kunlun.errors import ConfigError
 from kunlun.layers.mlp import MLP
 from kunlun.layers.tokens import mix_tokens
 
@@ -139,7 +140,10 @@ class GlobalInteraction(nn.Module):
         super().__init__()
         m = config.experts
         if m > tokens:
-            raise ValueError(f"experts ({m}) must not exceed the {tokens} tokens they share")
+            raise ConfigError(
+                f"model.interaction.experts ({m}) must not exceed the {tokens} tokens they share; "
+                "lower it, or raise n_sum or the tokens of a tower"
+            )
         neighbours = layer % 2 == 0 or tokens < m * m
         owner = [i % m if neighbours else (i // m) % m for i in range(tokens)]
         order = sorted(range(tokens), key=lambda i: owner[i])

@@ -53,7 +53,7 @@ class Rote(nn.Module):
             self.log_phi = nn.Parameter(math.log(2 * math.pi) - i * math.log(4.0))
 
     def forward(self, events: Jagged, age: Tensor) -> Tensor | None:
-        """events (layout only) and age float32 [L] seconds -> angles float32 [L, d_h / 2]."""
+        """events (layout only) and age float64 [L] seconds -> angles float32 [L, d_h / 2]."""
         if self.config.mode == "none":
             return None
         segments = events.segments
@@ -62,7 +62,8 @@ class Rote(nn.Module):
         angle = position[:, None] * self.theta
         if self.config.mode == "rote":
             dt = age if self.config.gap == "request" else _gap_to_previous(age, segments)
-            tau = torch.log1p(dt.clamp(min=0) / self.config.t_scale)  # clocks may disagree a little
+            dt = dt.to(torch.float32).clamp(min=0)  # clocks may disagree a little
+            tau = torch.log1p(dt / self.config.t_scale)
             angle = angle + tau[:, None] * self.log_phi.exp()
         return angle
 

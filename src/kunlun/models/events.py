@@ -11,7 +11,7 @@ from torch import Tensor
 from kunlun.layers.norm import layer_norm
 from kunlun.ops.jagged import Jagged
 
-Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d], age float32 [L] seconds)
+Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d], age float64 [L] seconds)
 
 
 def expand(events: Events, request: Tensor | None) -> Events:
@@ -38,7 +38,7 @@ def newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
 
 
 def merge_by_time(events: Events, kinds: Tensor) -> tuple[Jagged, Tensor]:
-    """All types as one sequence a request, oldest first: ([sum of L, d], age float32 [sum of L]).
+    """All types as one sequence a request, oldest first: ([sum of L, d], age float64 [sum of L]).
 
     kinds [types, d]: added to the events of each type, in the order of `events`, of which there
     is at least one. At equal times the earlier type comes first. max_len is the sum of the caps.

@@ -61,6 +61,11 @@ class InterFormerConfig(Config):
         at_least_one("", dim=self.dim, layers=self.layers, heads=self.heads, n_sum=self.n_sum)
         at_least_one("", pma=self.pma, recent=self.recent, rank=self.rank, hidden=self.hidden)
         at_least_one("", head_hidden=self.head_hidden)
+        if self.pffn == "gdpa" and self.gdpa.kind not in ("gdpa", "softmax"):
+            raise ConfigError(
+                f"model.gdpa.kind is '{self.gdpa.kind}', which InterFormer does not know; use "
+                "'gdpa' or 'softmax'"
+            )
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(
                 f"model: dim ({self.dim}) over heads ({self.heads}) must be an even whole number"

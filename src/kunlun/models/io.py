@@ -34,9 +34,15 @@ def resolve(section: Mapping[str, Any], source: str) -> tuple[type[nn.Module], A
 
 
 def build(schema: Schema, section: Mapping[str, Any], source: str) -> nn.Module:
-    """The model of a `model:` section for this schema. Raises ConfigError as `resolve` does."""
+    """The model of a `model:` section for this schema.
+
+    Raises ConfigError naming `source`: as `resolve` does, or what does not go with the schema.
+    """
     model_class, config = resolve(section, source)
-    return model_class(schema, config)
+    try:
+        return model_class(schema, config)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def name_of(model: nn.Module) -> str:

@@ -73,7 +73,7 @@ class KunlunConfig(Config):
     gate: bool = False  # on WeightGeneration, as in InterFormer
     comp_skip: bool = True  # even layers global, odd layers local; off: every layer is both
     order: Literal["transformer_first", "pooling_first"] = "transformer_first"
-    user_only: bool = False  # sequences personalized by user and context tokens: once per request
+    user_only: bool = False  # sequences personalized by what all rows of a request share
 
     def __post_init__(self) -> None:
         at_least_one("", dim=self.dim, layers=self.layers, n_sum=self.n_sum)
@@ -229,9 +229,7 @@ class KunlunBackbone(Backbone):
     ) -> None:  # fmt: skip
         super().__init__()
         self.user_only = config.user_only
-        self.history = {
-            k: max_len[k] if t.history is None else t.history for k, t in towers.items()
-        }
+        self.history = {k: min(max_len[k], t.history or max_len[k]) for k, t in towers.items()}
         self.rote = nn.ModuleDict({k: Rote(t.dim // t.heads, t.time) for k, t in towers.items()})
         shared = [i for i, of_request in enumerate(request_tokens) if of_request]
         if config.user_only and not shared:

@@ -44,7 +44,7 @@ class MaskedMerge(nn.Module):
         """events of width D -> (Jagged [L, D], age of the newest event at each place [L])."""
         s, age = side_by_side(events, self.max_len)
         z = layer_norm(s.values)
-        merged = s.with_values(self.lce(z * self.mask(z)).to(age.dtype))
+        merged = s.with_values(self.lce(z * self.mask(z)).to(s.values.dtype))
         return expand({"merged": (merged, age)}, request)["merged"]
 
     def lengths(self, lengths: dict[str, Tensor], n: int) -> Tensor:

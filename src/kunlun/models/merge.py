@@ -40,11 +40,11 @@ class MergedHistory(nn.Module):
     def forward(
         self, tokens: Tensor, events: Events, request: Tensor | None
     ) -> tuple[Jagged, Tensor]:
-        """tokens [B, N, D], for their number only -> (Jagged [L, d], age float32 [L] seconds)."""
+        """tokens [B, N, D], for their number only -> (Jagged [L, d], age float64 [L] seconds)."""
         if not events:
             offsets = torch.zeros(tokens.shape[0] + 1, dtype=torch.int64, device=tokens.device)
             nothing = tokens.new_zeros(0, self.kind.shape[1])
-            return Jagged(nothing, offsets, self.max_len), nothing.new_zeros(0)
+            return Jagged(nothing, offsets, self.max_len), nothing.new_zeros(0, dtype=torch.float64)
         s, age = newest(*merge_by_time(events, self.kind), self.max_len)
         if self.age is not None:
             s = add_ages(s, age, self.age)

@@ -72,8 +72,3 @@ def sum_kron_rows_first(s: int, t: int, k: int, d: int, d2: int) -> int:
 def sum_kron_width_first(s: int, t: int, k: int, d: int, d2: int) -> int:
     """Multiply-adds a sample for x w_i first ([S, D2]), then z_i^T, summed in the product."""
     return k * s * d * d2 + k * s * t * d2
-
-
-def rotary_flops(rows: float, heads: int, dim: int) -> int:
-    """0: rotations are element-wise and, like activations, are not counted."""
-    return 0

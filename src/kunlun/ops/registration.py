@@ -17,10 +17,12 @@ NAMESPACE = "kunlun"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # what it registers ends with it
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Saved = tuple[Tensor, ...]
 Save = Callable[[Any, tuple[Any, ...], Any], None]
-"""(ctx, all arguments, result): keeps what the gradient needs."""
+"""(ctx, all arguments, result): keeps what the gradient needs; ctx.needs_input_grad[i] is that of
+argument i."""
 Differentiate = Callable[..., tuple[Any, ...]]
-"""(ctx, one gradient a result) -> one gradient an argument; lists arrive and leave as lists."""
+"""(ctx, saved tensors, one gradient a result, or a list of them) -> one gradient an argument."""
 
 
 def operator(function: Callable[..., Any]) -> torch._ops.OpOverload:
@@ -61,23 +63,25 @@ def register_autograd(
 
     class Gradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, keys: Any, *arguments: Any) -> Any:
+        def forward(ctx: Any, *arguments_and_keys: Any) -> Any:
+            arguments, keys = arguments_and_keys[:-1], arguments_and_keys[-1]
             result = run(keys, arguments)
             save(ctx, arguments + defaults[len(arguments) :], result)
             return tuple(result) if is_list else result
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+            saved = ctx.saved_tensors
             with torch.no_grad():
-                found = differentiate(ctx, list(grads)) if is_list else differentiate(ctx, *grads)
+                found = differentiate(ctx, saved, *([list(grads)] if is_list else grads))
             if torch.is_grad_enabled():  # create_graph=True
-                found = _Last.apply(schema.name, found, *grads, *ctx.saved_tensors)
-            return (None, *found)
+                found = _Last.apply(schema.name, found, *grads, *saved)
+            return (*found, None)
 
     def autograd(keys: Any, *arguments: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             return run(keys, arguments)
-        result = Gradient.apply(keys, *arguments)
+        result = Gradient.apply(*arguments, keys)
         return list(result) if is_list else result
 
     _LIBRARY.impl(schema.name, autograd, "Autograd", with_keyset=True)

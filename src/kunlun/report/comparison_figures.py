@@ -61,8 +61,12 @@ def draw_differences(report: dict[str, Any]) -> str:
         for place, model in enumerate(rest, start=1):
             found = (model["against_first"].get(task) or {}).get("ne")
             if found is not None:
-                bars = [[found["difference"] - found["low"]], [found["high"] - found["difference"]]]
-                axes.errorbar([found["difference"]], [place], xerr=bars, capsize=3, **style(place))
+                here, low, high = (found[k] for k in ("difference", "low", "high"))
+                bars = [
+                    [max(here - low, 0.0)],
+                    [max(high - here, 0.0)],
+                ]  # of quantiles: either side
+                axes.errorbar([here], [place], xerr=bars, capsize=3, **style(place))
         axes.axvline(0, color="#555555", linewidth=1)
         axes.set_ylim(len(rest) + 0.6, 0.4)
         axes.set_yticks(range(1, len(rest) + 1), [model["name"] for model in rest])

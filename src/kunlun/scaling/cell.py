@@ -7,14 +7,13 @@ OUT/trials/<variant>/<number>/     a trial of a variant, likewise
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from kunlun.errors import NonFiniteError, RunError
 from kunlun.scaling import memory
@@ -42,7 +41,7 @@ class Cell:
 
     @property
     def seed(self) -> int:
-        """Of data order, initialisation and dropout."""
+        """Of data order and initialisation."""
         return self.config.train.seed
 
     @property
@@ -86,6 +85,13 @@ class Cell:
                     f"{now.get(key)!r}; choose another --out, or delete it"
                 )
 
+    def _as_begun(self) -> RunConfig:
+        """With the name and the spelling of the data that a torn run has in its config.yaml."""
+        if not (self.run / "config.yaml").is_file():
+            return self.config
+        begun = rundir.config_of(self.run)
+        return dataclasses.replace(self.config, name=begun.name, data=begun.data)
+
     def work(self, dataset: Any, jobs: int = 1) -> dict[str, Any]:
         """Train to the end, from its newest checkpoint if it was torn; write and return the line.
 
@@ -98,9 +104,8 @@ class Cell:
         memory.start_peak(device)
         failed = None
         try:
-            train(
-                self.config, out=self.run, resume=True, dataset=dataset, quiet=True, test=self.test
-            )
+            config = self._as_begun()
+            train(config, out=self.run, resume=True, dataset=dataset, quiet=True, test=self.test)
         except NonFiniteError as error:
             failed = str(error)
         line = {
@@ -137,23 +142,16 @@ def results(run: Path, flops_per_sample: float) -> dict[str, Any]:
 
 def curve(run: Path, flops_per_sample: float) -> list[dict[str, Any]]:
     """One point a validation: step, samples, training FLOPs and seconds so far, NE by task."""
-    rows = read_rows(run, "train")
-    steps = [0.0, *(float(row["step"]) for row in rows)]
-    seconds = [0.0, *(row["seconds"] for row in rows)]
-    samples = [0.0, *(float(row["samples"]) for row in rows)]
-    points = []
-    for row in read_rows(run, "valid"):
-        seen = float(np.interp(row["step"], steps, samples))
-        points.append(
-            {
-                "step": row["step"],
-                "samples": round(seen),
-                "flops": 3 * flops_per_sample * seen,
-                "seconds": float(np.interp(row["step"], steps, seconds)),
-                "ne": {task: values["ne"] for task, values in row["tasks"].items()},
-            }
-        )
-    return points
+    return [
+        {
+            "step": row["step"],
+            "samples": row["samples"],
+            "flops": 3 * flops_per_sample * row["samples"],
+            "seconds": row["seconds"],
+            "ne": {task: values["ne"] for task, values in row["tasks"].items()},
+        }
+        for row in read_rows(run, "valid")
+    ]
 
 
 def against(

@@ -91,11 +91,8 @@ def cost(dataset: Any, section: dict[str, Any], lengths: dict[str, Tensor], who:
 
     Raises ConfigError naming `who`: a section that its model refuses for this schema.
     """
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = build(short_tables(dataset.schema), section, who)
-    except ValueError as error:
-        raise ConfigError(f"{who}: {error}") from None
+    with torch.random.fork_rng(devices=[]):
+        model = build(short_tables(dataset.schema), section, who)
     rows = count(model, lengths)
     dense = sum(row.parameters for row in rows if row.module != "embedding.tables")
     tables = sum(size * dim for size, dim in dataset.schema.table_sizes.values())

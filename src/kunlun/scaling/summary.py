@@ -10,7 +10,7 @@ from typing import Any
 QUALITY = ("ne", "auc", "gauc", "logloss", "calibration", "expected_ne", "floor_ne")
 COSTS = ("samples_per_s", "mfu", "peak_memory", "seconds")
 METRICS = ("ne", "auc", "logloss")  # with a bootstrap
-# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, the last is close enough.
+# Two-sided 95 % quantiles of Student's t by degrees of freedom; beyond, an expansion in 1/df.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NORMAL = 1.96
 
@@ -43,6 +43,10 @@ def summarise(
     }  # fmt: skip
 
 
+def _student(df: int) -> float:
+    return STUDENT[df - 1] if df <= len(STUDENT) else NORMAL + 2.372 / df + 2.82 / df**2
+
+
 def spread(values: Sequence[float | None]) -> dict[str, Any]:
     """mean, sd (sample deviation; None below two values), n; undefined values are left out."""
     known = [float(v) for v in values if v is not None]
@@ -64,12 +68,11 @@ def combine(differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     known = [d for d in differences if d["difference"] is not None]
     if not known:
         return None
+    if len(known) == 1:
+        return {**{name: known[0][name] for name in ("difference", "low", "high")}, "seeds": 1}
     values = [d["difference"] for d in known]
     mean, n = statistics.fmean(values), len(values)
     rows = statistics.fmean([((d["high"] - d["low"]) / 2) ** 2 for d in known])
-    seeds = 0.0
-    if n > 1:
-        quantile = STUDENT[n - 2] if n - 2 < len(STUDENT) else NORMAL
-        seeds = quantile**2 * statistics.variance(values) / n
+    seeds = _student(n - 1) ** 2 * statistics.variance(values) / n
     half = math.sqrt(rows + seeds)
     return {"difference": mean, "low": mean - half, "high": mean + half, "seeds": n}

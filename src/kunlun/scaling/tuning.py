@@ -5,21 +5,19 @@ A trial is an ordinary cell with the first seed under OUT/trials; it never reads
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from kunlun.scaling.trials import Trial
+from kunlun.training.scoring import mean_ne, tasks_with_ne
 
 
 def valid_nes(lines: Sequence[dict[str, Any]]) -> list[float | None]:
     """Of each trial of a variant the NE of its best validation, mean over tasks; None: it diverged,
     or lacks the NE of a task that another trial has, and so cannot be held against that one."""
     metrics = [{} if "failed" in line else line["valid"] for line in lines]
-    found = [{task: m["ne"] for task, m in own.items() if m["ne"] is not None} for own in metrics]
-    tasks = {task for own in found for task in own}
-    return [statistics.fmean(own.values()) if own and tasks == own.keys() else None
-            for own in found]  # fmt: skip
+    tasks = tasks_with_ne(*metrics)
+    return [mean_ne(own, tasks) for own in metrics]
 
 
 def best(lines: Sequence[dict[str, Any]]) -> int | None:

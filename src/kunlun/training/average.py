@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 class Average:
-    """average = decay * average + (1 - decay) * weight, once a step; decay=None does nothing."""
+    """average = d * average + (1 - d) * weight, once a step; decay=None does nothing.
+
+    d rises to `decay`, as (1 + step) / (10 + step): the random start is soon forgotten.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float | None) -> None:
         self.decay = decay
@@ -18,11 +21,12 @@ class Average:
         self.means = {name: w.detach().clone() for name, w in self.weights.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take in the weights after an optimizer step."""
+    def update(self, step: int) -> None:
+        """Take in the weights after an optimizer step, the first of which is 0."""
         if self.decay is not None:
+            decay = min(self.decay, (1 + step) / (10 + step))
             means, weights = list(self.means.values()), list(self.weights.values())
-            torch._foreach_lerp_(means, weights, 1 - self.decay)
+            torch._foreach_lerp_(means, weights, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from importlib import metadata
@@ -35,8 +36,13 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BackendError(f"train.device '{name}' is no device; use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BackendError(f"train.device '{name}' is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"train.device is '{name}', but torch sees no CUDA device; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise BackendError(f"train.device is '{name}', but there are {count} CUDA devices, from 0")
     return device
 
 
@@ -57,7 +63,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, (bf16, fp32) in PEAK.items():
-            if known in name:
+            if re.search(rf"\b{known}\b", name):  # an A10G is no A10
                 return bf16 if dtype == torch.bfloat16 else fp32
     size = 4096 if device.type == "cuda" else 512
     a = torch.ones(size, size, device=device, dtype=dtype)

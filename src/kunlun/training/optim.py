@@ -101,10 +101,15 @@ class Optimizers:
         for parameter in (*self.dense.values(), *self.tables.values()):
             parameter.grad = None
 
-    def clip(self) -> Tensor:
-        """Scale the dense gradients down to config.clip; returns their norm before, a scalar."""
-        limit = self.config.clip if self.config.clip is not None else math.inf
-        return nn.utils.clip_grad_norm_(list(self.dense.values()), limit)
+    def norm(self) -> Tensor:
+        """Of all dense gradients together, a scalar."""
+        grads = [p.grad for p in self.dense.values() if p.grad is not None]
+        return nn.utils.get_total_norm(grads)
+
+    def clip(self, norm: Tensor) -> None:
+        """Scale the dense gradients, of that `norm`, down to config.clip."""
+        if self.config.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.dense.values(), self.config.clip, norm)
 
     def step(self, factor: float) -> None:
         """Update all weights with `factor` times the base learning rates."""

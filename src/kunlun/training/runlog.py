@@ -79,7 +79,7 @@ class RunLog:
         if self.quiet:
             return
         if self.bar is not None:
-            self.bar.console.print(text, highlight=False)
+            self.bar.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
 
@@ -112,7 +112,7 @@ def read_rows(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(json.dumps(value, indent=1))
+    aside.write_text(json.dumps(value, indent=1, allow_nan=False))
     os.replace(aside, path)
 
 

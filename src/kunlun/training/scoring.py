@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,17 @@ def _nothing(tasks: int) -> Scored:
     return Scored(floats, floats, torch.empty(0), longs, longs, longs)
 
 
-def mean_ne(metrics: dict[str, dict[str, Any]]) -> float | None:
-    """What the best checkpoint is chosen by: mean NE over the tasks that have one."""
-    known = [m["ne"] for m in metrics.values() if m["ne"] is not None]
-    return sum(known) / len(known) if known else None
+Metrics = Mapping[str, Mapping[str, Any]]  # task -> name -> value
+
+
+def tasks_with_ne(*rivals: Metrics) -> set[str]:
+    """Tasks of which any of those that are compared has an NE."""
+    return {task for own in rivals for task, m in own.items() if m["ne"] is not None}
+
+
+def mean_ne(metrics: Metrics, tasks: Iterable[str]) -> float | None:
+    """What the best checkpoint and the best trial are chosen by: mean NE over `tasks`, the lower
+    the better; None if one of them has none: it cannot be held against a rival that has it."""
+    found = [metrics.get(task, {}).get("ne") for task in tasks]
+    known: list[float] = [ne for ne in found if ne is not None]
+    return sum(known) / len(known) if known and len(known) == len(found) else None

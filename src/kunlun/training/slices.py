@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kunlun.metrics.auc import exact_auc
-from kunlun.metrics.ne import log_loss, normalized_entropy, sums
 from kunlun.training.scoring import Scored
 
 HISTORY = ((0, 0), (1, 4), (5, 19), (20, 99), (100, 499), (500, None))  # events of a row
 DAY = 86_400_000  # milliseconds
 MAX_DAYS = 31  # more would be a table nobody reads
+SHOWN = ("ne", "auc", "calibration", "base_rate", "rows")
 
 
 def slices(scored: Scored, tasks: list[str]) -> list[dict[str, Any]]:
@@ -34,21 +33,9 @@ def slices(scored: Scored, tasks: list[str]) -> list[dict[str, Any]]:
 
 
 def _metrics(scored: Scored, rows: Tensor, tasks: list[str]) -> dict[str, Any]:
-    logits, labels, weights = scored.logits[rows], scored.labels[rows], scored.weights[rows]
-    totals = sums(logits, labels, weights).tolist()
-    found = {}
-    for i, task in enumerate(tasks):
-        known = ~torch.isnan(labels[:, i])
-        p = (logits[known, i].double().sigmoid() * weights[known]).sum().item()
-        base = log_loss(totals[i]).detail
-        found[task] = {
-            "ne": normalized_entropy(totals[i]).value,
-            "auc": exact_auc(logits[known, i], labels[known, i], weights[known]).value,
-            "calibration": p / totals[i][2] if totals[i][2] else None,
-            "base_rate": base.get("base_rate"),
-            "rows": int(totals[i][3]),
-        }
-    return found
+    part = Scored(**{name: values[rows] for name, values in vars(scored).items()})
+    found = part.metrics(tasks).compute()
+    return {task: {name: values[name] for name in SHOWN} for task, values in found.items()}
 
 
 def _ranges(values: Tensor) -> list[tuple[str, Tensor]]:

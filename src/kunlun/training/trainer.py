@@ -3,7 +3,7 @@
     stream of batches -> loss -> gradients -> (finite?) -> two optimizers
     every so often: validate, keep the best model, checkpoint
 
-Same seed, same run, bit for bit, with any number of workers and after any resume.
+Same seed, same run, with any number of workers and after any resume; on a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kunlun.errors import RunError
 from kunlun.features.batch import Batch
 from kunlun.metrics import ne
 from kunlun.models import flops, io
@@ -32,7 +33,7 @@ from kunlun.training.interrupt import Interrupted, interrupts
 from kunlun.training.optim import Optimizers, learning_rate_factor
 from kunlun.training.progress import Progress
 from kunlun.training.runlog import RunLog, write_json
-from kunlun.training.scoring import mean_ne, score
+from kunlun.training.scoring import mean_ne, score, tasks_with_ne
 
 
 def train(
@@ -65,9 +66,10 @@ def train(
     step = trainer.restore(place) if place is not None else None  # before anything is written
     rundir.begin(run, config, fresh=place is None)
     write_json(run / "env.json", trainer.environment())
-    with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log, interrupts() as asked:
+    with RunLog(run, trainer.total, resume_step=step, quiet=quiet) as log:
         trainer.warn_of_bf16(log)
-        trainer.fit(log, asked)
+        with interrupts() as asked:
+            trainer.fit(log, asked)
         trainer.finish(log, test=test)
     return run
 
@@ -176,10 +178,11 @@ class Trainer:
             logits = self.model(batch)
         loss, _ = multi_task_loss(logits, batch.labels, batch.weights, self.task_weights)
         loss.backward()
-        norm = self.optimizers.clip()
+        norm = self.optimizers.norm()
         values = check_finite(self.model, batch, loss, norm, now.step + 1, self.run)
+        self.optimizers.clip(norm)  # not before: it would spread one NaN over all gradients
         self.optimizers.step(learning_rate_factor(now.step, self.total, self.settings))
-        self.average.update()
+        self.average.update(now.step)
         self.sums += ne.sums(logits.detach(), batch.labels, batch.weights)
         now.count(len(batch), *values)
 
@@ -217,8 +220,9 @@ class Trainer:
                 tasks=len(self.schema.tasks), bf16=self.bf16, after_batch=stop_if_asked,
             )  # fmt: skip
             metrics = scored.metrics(self.schema.tasks).compute()
-            value = mean_ne(metrics)
-            better = value is not None and (now.best_ne is None or value < now.best_ne)
+            tasks = tasks_with_ne(metrics, now.valid)
+            value, best = mean_ne(metrics, tasks), mean_ne(now.valid, tasks)
+            better = value is not None and (best is None or value < best)
             if better or now.best_ne is None:  # without any NE, the newest model is the best
                 io.save(self.model, self.run / ".writing_model")
                 checkpoint.move_in(self.run / ".writing_model", self.run / "model")
@@ -229,7 +233,8 @@ class Trainer:
         if self.settings.patience is not None and now.stale >= self.settings.patience:
             now.stopped = f"no better validation NE in {now.stale} validations"
         if len(scored.labels):
-            log.write({"kind": "valid", "step": now.step, "ne": value, "tasks": metrics})
+            where = {"step": now.step, "samples": now.samples, "seconds": now.seconds}
+            log.write({"kind": "valid", **where, "ne": value, "tasks": metrics})
 
     def save(self) -> Path:
         """Write a checkpoint of this very moment."""
@@ -257,11 +262,18 @@ class Trainer:
         for path, tensor in flat.items():
             group, _, name = path.partition(":")
             groups.setdefault(group, {})[name] = tensor
-        self.model.load_state_dict(groups["model"])
-        self.optimizers.load_state_tensors(groups["optimizer"])
-        self.average.load(groups.get("average", {}))
-        self.sums.copy_(groups["train"]["sums"])
-        self.progress = Progress(**state["progress"])
+        try:
+            self.model.load_state_dict(groups["model"])
+            self.optimizers.load_state_tensors(groups.get("optimizer", {}))
+            self.average.load(groups.get("average", {}))
+            self.sums.copy_(groups["train"]["sums"])
+            self.progress = Progress(**state["progress"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            why = str(error).splitlines()[0]
+            raise RunError(
+                f"{place}: written by another version of kunlun ({why}); start a run with another "
+                "name="
+            ) from None
         self.saved = self.progress.step
         self.loader.set_epoch(self.progress.epoch)
         self.loader.load_state_dict(state["loader"])

@@ -9,6 +9,7 @@ from kunlun.config import Config
 from kunlun.errors import ConfigError
 
 CATEGORIES, SUBCATEGORIES = 16, 128  # nested: eight subcategories in each category
+MAX_DAYS = 3650.0
 MAX_CHUNK_USERS, MAX_CHUNK_STEPS = 4096, 360_448  # a chunk holds at most this many
 
 
@@ -54,7 +55,9 @@ class SyntheticConfig(Config):
         if not 0 <= self.drift <= 1:
             raise ConfigError(f"drift is {self.drift}; expected 0 to 1")
         if not 0.01 <= self.base_rate <= 0.5 or not 0 < self.logit_sd <= 4:
-            raise ConfigError("base_rate must be within 0.01 to 0.5 and logit_sd within 0 to 4")
+            raise ConfigError("base_rate must be within 0.01 to 0.5, logit_sd above 0 and up to 4")
+        if not 0 < self.days <= MAX_DAYS:
+            raise ConfigError(f"days is {self.days}; expected more than 0 and at most {MAX_DAYS}")
         if min(self.windows) < 1 or min(self.history) < 1 or min(self.memory_hours) <= 0:
             raise ConfigError("windows, history and memory_hours must be positive")
 

@@ -13,7 +13,7 @@ from kunlun.ops.checks import known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.gdpa import portable
 from kunlun.ops.native import attention
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 
 
 @operator
@@ -87,8 +87,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.settings = inputs[5:]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dq, dk, dv = gdpa_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
+def _differentiate(ctx: Any, saved: Saved, grad: Tensor) -> tuple[Any, ...]:
+    dq, dk, dv = gdpa_backward_op(grad, *saved, *ctx.settings)
     return dq, dk, dv, None, None, None, None, None, None
 
 

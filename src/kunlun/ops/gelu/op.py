@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import rows
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 
 
 @operator
@@ -46,8 +46,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return gelu_approx_backward_op(grad, *ctx.saved_tensors, ctx.backend), None
+def _differentiate(ctx: Any, saved: Saved, grad: Tensor) -> tuple[Tensor, None]:
+    return gelu_approx_backward_op(grad, *saved, ctx.backend), None
 
 
 register_autograd(gelu_approx_op, _differentiate, save=_save)

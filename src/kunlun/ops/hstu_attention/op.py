@@ -14,7 +14,7 @@ from kunlun.ops.checks import check_rows, known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.hstu_attention import portable
 from kunlun.ops.native import hstu as native
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 
 
 def check_biased(q: Tensor, time: Tensor, position_bias: Tensor, time_bias: Tensor) -> None:
@@ -107,8 +107,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.settings = inputs[7:]
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    dq, dk, dv, dp, dt = hstu_attention_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
+def _differentiate(ctx: Any, saved: Saved, grad: Tensor) -> tuple[Any, ...]:
+    dq, dk, dv, dp, dt = hstu_attention_backward_op(grad, *saved, *ctx.settings)
     return dq, dk, dv, None, None, dp, dt, None, None, None, None
 
 

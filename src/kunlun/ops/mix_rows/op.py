@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops.mix_rows import portable
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 
 
 @operator
@@ -36,8 +36,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dz = mix_rows_backward_op(grad, *ctx.saved_tensors)
+def _differentiate(ctx: Any, saved: Saved, grad: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dz = mix_rows_backward_op(grad, *saved)
     return dx, dz
 
 

@@ -55,7 +55,7 @@ def add_norm_backward(grad: Tensor, u: Tensor, y: Tensor, rstd: Tensor) -> Tenso
 def _norm(
     name: str, tensors: list[Tensor | None], rstd: Tensor, centered: bool, eps: float
 ) -> None:
-    strided = [None if x is None else rows(x) for x in tensors]
+    strided, rstd = [None if x is None else rows(x) for x in tensors], rstd.contiguous()
     x, out = tensors[0], tensors[3] if tensors[1] is None else tensors[1]
     assert x is not None
     assert out is not None

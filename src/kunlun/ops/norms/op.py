@@ -14,7 +14,7 @@ from torch import Tensor
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import rows
 from kunlun.ops.norms import portable
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 from kunlun.ops.tiles import compute_dtype
 
 
@@ -90,11 +90,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     x, ctx.centered, _, ctx.backend = inputs
     ctx.dtype = x.dtype
     ctx.save_for_backward(*output)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, saved: Saved, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
     settings = ctx.centered, ctx.dtype, ctx.backend
-    return row_norm_backward_op(grad, *ctx.saved_tensors, *settings), None, None, None
+    return row_norm_backward_op(grad, *saved, *settings), None, None, None
 
 
 register_autograd(row_norm_op, _differentiate, save=_save)
@@ -103,10 +104,11 @@ register_autograd(row_norm_op, _differentiate, save=_save)
 def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, u, y, ctx.backend = inputs
     ctx.save_for_backward(u, y, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate_sum(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    dy = add_rms_norm_backward_op(grad, *ctx.saved_tensors, ctx.backend)
+def _differentiate_sum(ctx: Any, saved: Saved, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+    dy = add_rms_norm_backward_op(grad, *saved, ctx.backend)
     return grad, dy, dy, None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import rows
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 from kunlun.ops.rotary import portable
 
 
@@ -17,8 +17,7 @@ from kunlun.ops.rotary import portable
 def rotary_op(x: Tensor, angle: Tensor, turned: int, backend: str) -> list[Tensor]:
     """x [L, P, H, D] -> P tensors [L, H, D], the first `turned` rotated.
 
-    Opaque, since compilers handle complex numbers badly. `backend`: "" lets choose decide; it has
-    no default, which torch's autograd of lists would miscount.
+    Opaque, since compilers handle complex numbers badly. `backend`: "" lets choose decide.
     """
     if _runs_native(x, angle, backend):
         return rows.rotary_forward(x, angle, turned)
@@ -71,8 +70,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(angle, *output[: ctx.turned])
 
 
-def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
-    angle, *outs = ctx.saved_tensors
+def _differentiate(ctx: Any, saved: Saved, grads: list[Tensor]) -> tuple[Any, ...]:
+    angle, *outs = saved
     dx, d_angle = rotary_backward_op(grads, outs, angle, ctx.by_angle, ctx.backend)
     return dx, d_angle if ctx.by_angle else None, None, None
 

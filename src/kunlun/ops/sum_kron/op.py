@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from kunlun.ops import flops
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 from kunlun.ops.sum_kron import portable
 
 
@@ -42,10 +42,13 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dz, dw = sum_kron_backward_op(grad, *ctx.saved_tensors)
+def _differentiate(
+    ctx: Any, saved: Saved, grad: Tensor, _: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dz, dw = sum_kron_backward_op(grad, *saved)
     return dx, dz, dw
 
 

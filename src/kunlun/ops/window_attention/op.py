@@ -12,7 +12,7 @@ from kunlun.ops import flops
 from kunlun.ops.checks import known_lengths, read_offsets
 from kunlun.ops.dispatch import runs_on
 from kunlun.ops.native import attention
-from kunlun.ops.registration import operator, register_autograd, register_fake
+from kunlun.ops.registration import Saved, operator, register_autograd, register_fake
 from kunlun.ops.tiles import compute_dtype
 from kunlun.ops.window_attention import portable
 
@@ -86,8 +86,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
-    dq, dk, dv = window_attention_backward_op(grad, *ctx.saved_tensors, *ctx.settings)
+def _differentiate(ctx: Any, saved: Saved, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    dq, dk, dv = window_attention_backward_op(grad, *saved, *ctx.settings)
     return dq, dk, dv, None, None, None, None, None
 
 
