@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -284,3 +285,10 @@ def test_what_is_kept_for_the_backward_has_no_gradient() -> None:
     assert not add_rms_norm_op(x, x, x)[1].requires_grad
     z, w = normal(1, 5, 2).requires_grad_(), normal(1, D, 3)
     assert not sum_kron_op(x[None], z, w)[1].requires_grad
+
+
+def test_forward_mode_is_refused() -> None:
+    """A result without a tangent would be taken for a constant."""
+    x = normal(5, D)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
+        rms_norm(forward_ad.make_dual(x, x))
