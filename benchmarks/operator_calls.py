@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/operator_calls.py [--out FILE]
 
-One body (rms_norm of 8 rows of 32 channels, and its backward) is registered in both ways, as
-`kunlun.ops.registration` does and as torch does, and called under no_grad and with a gradient. Processor
-time of this process, least of 40 rounds in turns: others on the machine do not count.
+One body (rms_norm of 8 rows of 32 channels, and its backward) is registered both as
+`kunlun.ops.registration` and as torch does it, and called under no_grad and with a gradient.
+Processor time of this process, least of 40 rounds in turns: others on the machine do not count.
 """
 
 from __future__ import annotations
