@@ -107,7 +107,7 @@ def test_version(kunlun) -> None:
         (["train", "base"], "which data? Add data=DIR"),
         (["evaluate"], "Missing argument"),
         (["evaluate", "x", "model.dim=3"], "'model.dim=3' is not data=DIR"),
-        (["predict", "x", "--out", "y"], "data=DIR is missing"),
+        (["predict", "x", "--out", "y"], "Missing argument 'data=DIR'"),
         (["data", "synth"], "give either --out DIR (a dataset) or --raw DIR (raw logs)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

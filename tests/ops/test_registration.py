@@ -287,8 +287,11 @@ def test_what_is_kept_for_the_backward_has_no_gradient() -> None:
     assert not sum_kron_op(x[None], z, w)[1].requires_grad
 
 
-def test_forward_mode_is_refused() -> None:
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused(grad: bool) -> None:
     """A result without a tangent would be taken for a constant."""
     x = normal(5, D)
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="jvp"):
-        rms_norm(forward_ad.make_dual(x, x))
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match="jvp"):
+            rms_norm(dual)

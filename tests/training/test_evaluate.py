@@ -81,6 +81,20 @@ def test_slices_partition_the_rows(run, data):
     assert {s["value"] for s in found if s["by"] == "day"} >= {"1970-01-01", "1970-01-13"}
 
 
+def test_a_model_that_broke_is_evaluated_as_undefined(run, data):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    model = io.load(run / "model")
+    with torch.no_grad():
+        model.head.up.weight.fill_(torch.nan)
+    io.save(model, run / "model")
+    found = evaluate(run)
+    assert found["tasks"]["click"]["ne"] is found["tasks"]["click"]["expected_ne"] is None
+    assert found["calibration"]["click"][0]["p"] is None
+    assert json.loads((run / "evaluation.json").read_text(), parse_constant=refuse) == found
+
+
 def test_a_slice_is_undefined_where_the_whole_is():
     logits = torch.tensor([[0.5], [torch.nan], [-1.0], [2.0]])
     labels, ones = torch.tensor([[1.0], [0.0], [0.0], [1.0]]), torch.ones(4)

@@ -268,7 +268,8 @@ def _offsets(lengths: list[int]) -> Tensor:
 
 def _seconds(lengths: list[int]) -> Tensor:
     """When every row happened, in no order; always the same."""
-    return torch.rand(sum(lengths), generator=torch.Generator().manual_seed(2)) * MONTH
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(sum(lengths), generator=generator, dtype=torch.float64) * MONTH
 
 
 def _hstu_settings(shape: Shape) -> dict[str, float]:

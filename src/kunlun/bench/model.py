@@ -82,6 +82,7 @@ class Training:
             loss.backward()
         norm = self.optimizers.norm()
         check_finite(self.model, self.batch, loss, norm, 0, Path())
+        self.optimizers.clip(norm)
         self.optimizers.step(0.0)  # full work, and the weights stay comparable
 
 

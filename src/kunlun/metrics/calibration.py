@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,11 +44,12 @@ class Calibration(ScoreMetric):
             return Score(None, "one class only (all negative)", detail)
         return Score(p / y, detail=detail)
 
-    def bins(self) -> list[dict[str, float]]:
-        """Non-empty cells, rising: mean p, mean y, weight, rows (of this rank, or of all ranks
-        inside `sync_context()`)."""
-        found = []
+    def bins(self) -> list[dict[str, float | None]]:
+        """Non-empty cells, rising: mean p (None: of one that is not a number), mean y, weight, rows
+        (of this rank, or of all ranks inside `sync_context()`)."""
+        found: list[dict[str, float | None]] = []
         for weight, p, y, rows in self.cells.t().tolist():
             if rows:
-                found.append({"p": p / weight, "y": y / weight, "weight": weight, "rows": rows})
+                mean = p / weight if math.isfinite(p) else None
+                found.append({"p": mean, "y": y / weight, "weight": weight, "rows": rows})
         return found

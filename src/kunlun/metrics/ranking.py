@@ -17,13 +17,14 @@ from kunlun.metrics.score import ScoreMetric
 class RankingMetrics(nn.Module):
     """NE, AUC, GAUC, log-loss and calibration of every task.
 
-    auc_bins: binned AUC and no GAUC, with constant memory; None = exact.
+    auc_bins: binned AUC and no GAUC, with constant memory; None = exact. gauc: leave it out where
+    nobody reads it, since it sorts twice.
     """
 
-    def __init__(self, tasks: list[str], *, auc_bins: int | None = None) -> None:
+    def __init__(self, tasks: list[str], *, auc_bins: int | None = None, gauc: bool = True) -> None:
         super().__init__()
         self.tasks = tasks
-        self.metrics = nn.ModuleList(nn.ModuleDict(_of_task(auc_bins)) for _ in tasks)
+        self.metrics = nn.ModuleList(nn.ModuleDict(_of_task(auc_bins, gauc)) for _ in tasks)
 
     def update(self, logits: Tensor, labels: Tensor, weights: Tensor, group: Tensor) -> None:
         """logits, labels [B, tasks] (NaN = unknown), weights [B], group int64 [B]."""
@@ -45,7 +46,7 @@ class RankingMetrics(nn.Module):
             for metric in metrics.values():  # type: ignore[operator]
                 metric.reset()
 
-    def calibration_bins(self) -> dict[str, list[dict[str, float]]]:
+    def calibration_bins(self) -> dict[str, list[dict[str, float | None]]]:
         """Task -> cells of the reliability plot."""
         return {
             t: m["calibration"].bins()  # type: ignore[index]
@@ -53,9 +54,9 @@ class RankingMetrics(nn.Module):
         }
 
 
-def _of_task(auc_bins: int | None) -> dict[str, nn.Module]:
+def _of_task(auc_bins: int | None, gauc: bool) -> dict[str, nn.Module]:
     metrics: dict[str, ScoreMetric] = {"ne": NormalizedEntropy(), "auc": AUC(bins=auc_bins)}
-    if auc_bins is None:
+    if auc_bins is None and gauc:
         metrics["gauc"] = GAUC()
     return {**metrics, "logloss": LogLoss(), "calibration": Calibration()}
 

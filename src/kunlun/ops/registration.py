@@ -2,7 +2,7 @@
 
 What torch.library.custom_op and its register_autograd give, at less cost of a call (docs/log.md, 1
 December): no wrapper around the function, no look for aliases at run time, one autograd.Function an
-operator. Reverse mode only: torch.func and forward mode are refused.
+operator. Reverse mode only: forward mode and the derivatives of torch.func are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "kunlun"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # what it registers ends with it
@@ -79,7 +80,8 @@ def register_autograd(
             return (*found, None)
 
     def autograd(keys: Any, *arguments: Any) -> Any:
-        if not torch.is_grad_enabled():
+        reverse = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if not reverse and forward_ad._current_level < 0:
             return run(keys, arguments)
         result = Gradient.apply(*arguments, keys)
         return list(result) if is_list else result

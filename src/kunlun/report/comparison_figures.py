@@ -62,10 +62,8 @@ def draw_differences(report: dict[str, Any]) -> str:
             found = (model["against_first"].get(task) or {}).get("ne")
             if found is not None:
                 here, low, high = (found[k] for k in ("difference", "low", "high"))
-                bars = [
-                    [max(here - low, 0.0)],
-                    [max(high - here, 0.0)],
-                ]  # of quantiles: either side
+                # the ends are quantiles, and may lie on one side of the difference
+                bars = [[max(here - low, 0.0)], [max(high - here, 0.0)]]
                 axes.errorbar([here], [place], xerr=bars, capsize=3, **style(place))
         axes.axvline(0, color="#555555", linewidth=1)
         axes.set_ylim(len(rest) + 0.6, 0.4)

@@ -18,7 +18,7 @@ from typing import Any
 from kunlun.errors import NonFiniteError, RunError
 from kunlun.scaling import memory
 from kunlun.scaling.size import Cost
-from kunlun.training import environment, rundir, source
+from kunlun.training import checkpoint, environment, rundir, source
 from kunlun.training.compare import compare
 from kunlun.training.config import RunConfig
 from kunlun.training.runlog import read_rows, write_json
@@ -86,8 +86,8 @@ class Cell:
                 )
 
     def _as_begun(self) -> RunConfig:
-        """With the name and the spelling of the data that a torn run has in its config.yaml."""
-        if not (self.run / "config.yaml").is_file():
+        """With the name and the spelling of the data in the config.yaml that is resumed."""
+        if not checkpoint.complete(self.run / "checkpoints"):
             return self.config
         begun = rundir.config_of(self.run)
         return dataclasses.replace(self.config, name=begun.name, data=begun.data)
@@ -142,6 +142,9 @@ def results(run: Path, flops_per_sample: float) -> dict[str, Any]:
 
 def curve(run: Path, flops_per_sample: float) -> list[dict[str, Any]]:
     """One point a validation: step, samples, training FLOPs and seconds so far, NE by task."""
+    rows = read_rows(run, "valid")
+    if any("samples" not in row for row in rows):
+        raise RunError(f"{run}: begun by an earlier version of kunlun; delete it")
     return [
         {
             "step": row["step"],
@@ -150,7 +153,7 @@ def curve(run: Path, flops_per_sample: float) -> list[dict[str, Any]]:
             "seconds": row["seconds"],
             "ne": {task: values["ne"] for task, values in row["tasks"].items()},
         }
-        for row in read_rows(run, "valid")
+        for row in rows
     ]
 
 

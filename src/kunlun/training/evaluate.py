@@ -207,7 +207,7 @@ def _against_truth(scored: Scored, task: int, truth: torch.Tensor) -> dict[str, 
     the truth itself; no model can be lower."""
     known = ~torch.isnan(scored.labels[:, task]) & ~torch.isnan(truth)
     p, w = truth[known], scored.weights[known].double()
-    if not len(p):
+    if not len(p) or not bool(torch.isfinite(scored.logits[known, task]).all()):
         return {"expected_ne": None, "floor_ne": None}
     mass = w.sum()
     base = entropy(float((p * w).sum() / mass))

@@ -26,9 +26,9 @@ class Scored:
     request_time: Tensor
     history: Tensor
 
-    def metrics(self, tasks: list[str]) -> RankingMetrics:
+    def metrics(self, tasks: list[str], *, gauc: bool = True) -> RankingMetrics:
         """All metrics of these rows."""
-        metrics = RankingMetrics(tasks)
+        metrics = RankingMetrics(tasks, gauc=gauc)
         metrics.update(self.logits, self.labels, self.weights, self.group)
         return metrics
 

@@ -34,7 +34,7 @@ def slices(scored: Scored, tasks: list[str]) -> list[dict[str, Any]]:
 
 def _metrics(scored: Scored, rows: Tensor, tasks: list[str]) -> dict[str, Any]:
     part = Scored(**{name: values[rows] for name, values in vars(scored).items()})
-    found = part.metrics(tasks).compute()
+    found = part.metrics(tasks, gauc=False).compute()
     return {task: {name: values[name] for name in SHOWN} for task, values in found.items()}
 
 

@@ -136,6 +136,7 @@ class Trainer:
                 if now.step > self.saved and self._due(self.checkpoint_every):
                     self.save()
                 if now.step >= self.total or now.stopped:
+                    stop_if_asked()
                     return
                 started = time.perf_counter()
                 batch = next(stream)
@@ -268,11 +269,13 @@ class Trainer:
             self.average.load(groups.get("average", {}))
             self.sums.copy_(groups["train"]["sums"])
             self.progress = Progress(**state["progress"])
+        except torch.OutOfMemoryError:
+            raise
         except (KeyError, RuntimeError, TypeError) as error:
-            why = str(error).splitlines()[0]
+            why = " ".join(str(error).split())[:200]
             raise RunError(
-                f"{place}: written by another version of kunlun ({why}); start a run with another "
-                "name="
+                f"{place}: does not fit this version of kunlun ({why}); go on with the one that "
+                "wrote it, or start a run with another name="
             ) from None
         self.saved = self.progress.step
         self.loader.set_epoch(self.progress.epoch)

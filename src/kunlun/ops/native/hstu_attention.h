@@ -127,14 +127,18 @@ struct HstuAttention {
   }
   template <class Seconds>
   static vec gap(const Seconds* times, long i, long j, long n) {
+    vec apart = {};
     if constexpr (sizeof(Seconds) == 4) {
-      const vec apart = times[i] - load_some(times + j, (int)n);
-      return (vec)((ivec)apart & 0x7fffffff);
+      apart = times[i] - load_some(times + j, (int)n);
+    } else if (n == kLanes) {
+      typedef double wide __attribute__((vector_size(2 * sizeof(vec))));
+      wide others;
+      __builtin_memcpy(&others, times + j, sizeof others);
+      apart = __builtin_convertvector(times[i] - others, vec);
     } else {
-      vec apart = {};
       for (long e = 0; e < n; e++) apart[e] = (float)(times[i] - times[j + e]);
-      return (vec)((ivec)apart & 0x7fffffff);
     }
+    return (vec)((ivec)apart & 0x7fffffff);
   }
   // rab of a tile, and the buckets of time if asked for; both [rows, columns], where keys are read.
   template <class Seconds>
