@@ -50,7 +50,7 @@ def test_events_share_the_items_table_and_know_their_age() -> None:
     s, age = events["click"]
     assert s.values.shape == (7, 8)
     assert s.max_len == 12
-    torch.testing.assert_close(age, (NOW - batch.events["click"].timestamps).float() / 1000)
+    torch.testing.assert_close(age, (NOW - batch.events["click"].timestamps).double() / 1000)
     event_input = schema.event_inputs("click")[0]
     assert embedding.tables.place[event_input.table] == embedding.tables.place["item_id"]
 
@@ -61,7 +61,7 @@ def test_ages_survive_millisecond_clocks() -> None:
     batch = make_batch(schema, LENGTHS, 3)
     batch.events["click"].timestamps[:] = NOW - 1  # float32 could not tell NOW from NOW - 1
     _, events = embedding(batch)
-    torch.testing.assert_close(events["click"][1], torch.full((7,), 0.001))
+    torch.testing.assert_close(events["click"][1], torch.full((7,), 0.001, dtype=torch.float64))
 
 
 def test_tables_of_one_width_lie_in_one_weight_without_overlap() -> None:
