@@ -149,8 +149,7 @@ def test_sample_is_bit_equal_whatever_its_neighbours_hold(
         assert torch.equal(bits(a[rows]), bits(b[rows]))
 
 
-@pytest.mark.parametrize("keys", [9, 140])
-@pytest.mark.parametrize("length", [1, 130])
+@pytest.mark.parametrize(("length", "keys"), [(1, 140), (130, 9)])
 def test_sample_is_bit_equal_whatever_its_neighbours_lengths(
     length: int, keys: int, table: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

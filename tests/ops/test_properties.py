@@ -21,7 +21,7 @@ from tests.ops.helpers import BACKENDS, assert_matches, normal
 
 # The fixture poisons the same way for every example, so sharing it between them is right.
 few = settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
