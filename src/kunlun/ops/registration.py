@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-NAMESPACE = "kunlun"
-_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # what it registers ends with it
+_LIBRARY = torch.library.Library("kunlun", "FRAGMENT")  # what it registers ends with it
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Saved = tuple[Tensor, ...]

@@ -30,9 +30,7 @@ class TrainConfig(Config):
     final: float = 0.1  # share of the learning rate left at the end of the decay
     clip: float | None = 1.0  # largest gradient norm of the dense weights; None: no clipping
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay float32
-    ema: float | None = (
-        None  # validate and keep averaged dense weights; decay per step, reached slowly
-    )
+    ema: float | None = None  # validate and keep averaged dense weights; the decay it rises to
     compile: bool = False  # torch.compile of the backbone
     evaluate_every: float = 0.25  # share of an epoch between validations
     patience: int | None = 5  # validations without a better NE before stopping; None: never

@@ -81,9 +81,11 @@ def _nothing(tasks: int) -> Scored:
 Metrics = Mapping[str, Mapping[str, Any]]  # task -> name -> value
 
 
-def tasks_with_ne(*rivals: Metrics) -> set[str]:
-    """Tasks of which any of those that are compared has an NE."""
-    return {task for own in rivals for task, m in own.items() if m["ne"] is not None}
+def tasks_with_ne(*rivals: Metrics) -> list[str]:
+    """Tasks of which any of those that are compared has an NE; in order, so that a mean over them
+    is the same to the bit in every process."""
+    known = (task for own in rivals for task, m in own.items() if m["ne"] is not None)
+    return list(dict.fromkeys(known))
 
 
 def mean_ne(metrics: Metrics, tasks: Iterable[str]) -> float | None:
