@@ -125,18 +125,21 @@ struct HstuAttention {
     for (long e = 0; e < kLanes; e++) positions[rows + e] = 0.0f;
     return {positions, rows, Table(a.time_bias, a.times)};
   }
+  // Seconds between row i and n rows from j on. What float has no bits for is cut off and not
+  // rounded, which might enter the next bucket.
   template <class Seconds>
   static vec gap(const Seconds* times, long i, long j, long n) {
-    vec apart = {};
+    vec apart;
     if constexpr (sizeof(Seconds) == 4) {
       apart = times[i] - load_some(times + j, (int)n);
-    } else if (n == kLanes) {
-      typedef double wide __attribute__((vector_size(2 * sizeof(vec))));
-      wide others;
-      __builtin_memcpy(&others, times + j, sizeof others);
-      apart = __builtin_convertvector(times[i] - others, vec);
     } else {
-      for (long e = 0; e < n; e++) apart[e] = (float)(times[i] - times[j + e]);
+      typedef double wide __attribute__((vector_size(2 * sizeof(vec))));
+      typedef int64_t wide_bits __attribute__((vector_size(2 * sizeof(vec))));
+      wide others = {};
+      if (n == kLanes) memcpy(&others, times + j, sizeof others);
+      else memcpy(&others, times + j, n * sizeof(double));
+      const wide_bits kept = (wide_bits)(times[i] - others) & ~((1LL << 29) - 1);
+      apart = __builtin_convertvector((wide)kept, vec);
     }
     return (vec)((ivec)apart & 0x7fffffff);
   }
