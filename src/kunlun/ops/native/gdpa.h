@@ -3,14 +3,12 @@
 // rows are read from top to bottom, a block of rows at a time and all heads of the item in each.
 #pragma once
 #include "activations.h"
-#include "library.h"
-#include "product.h"
+#include "gdpa_items.h"
 
 namespace KUNLUN_ISA {
 
 constexpr long kBlock = 48;   // query rows at a time: their scores stay in the first cache
 constexpr long kKeys = 128;   // key rows at a time
-constexpr long kCached = 1 << 17;  // floats of an item's k and v in all: a part of the second cache
 // Whether large results pass a buffer on their way around the caches. Measured: 1.15 to 1.4 times
 // as fast on Zen 3, but 3 to 6 % slower on Xeons with AVX-512.
 #if defined(__AVX2__) && !defined(__AVX512F__)
@@ -20,50 +18,11 @@ constexpr bool kBuffersResults = false;
 #endif
 
 template <class T>
-struct Gdpa {
-  const GdpaArgs& a;
-  Parts work;
-  long together;  // key heads an item
-
-  static T* at(const Tensor3& t, long row, long head) {
-    return static_cast<T*>(t.data) + row * t.row + head * t.head;
-  }
-
-  struct Item {
-    long group, groups;   // its first key head, and how many
-    long q_start, rows, k_start, keys;
-  };
-  long slices() const { return (a.kv_heads + together - 1) / together; }
-  long items() const { return work.count * slices(); }
-  Item item(int64_t index) const {
-    const Part& part = work.data[index / slices()];
-    const long group = index % slices() * together, keys = a.kv_offsets[part.sample];
-    return {group, least(together, a.kv_heads - group),
-            a.q_offsets[part.sample] + part.first, part.last - part.first,
-            keys, a.kv_offsets[part.sample + 1] - keys};
-  }
-
-  // The item that this thread is likely to take next; without rows if there is none.
-  Item after(int64_t index) const {
-    return index + a.threads < items() ? item(index + a.threads) : Item{};
-  }
-  Later<T> keys_of(const Item& next, const Item& it) const {
-    const long blocks = (it.rows + kBlock - 1) / kBlock * it.groups * heads_each();
-    return {at(a.k, next.k_start, next.group), at(a.v, next.k_start, next.group), a.k.row, a.v.row,
-            next.keys, blocks ? (next.keys + blocks - 1) / blocks : 0, next.groups * a.width};
-  }
-
-  struct Block {  // of rows of q, and a head
-    long row, rows, head;
-  };
-  // What is read after the block at row r of an item and head h.
-  Block behind(long r, long h, const Item& it, const Item& next) const {
-    const long first = it.group * heads_each(), last = first + it.groups * heads_each();
-    if (h + 1 < last) return {it.q_start + r, least(kBlock, it.rows - r), h + 1};
-    r += kBlock;
-    if (r < it.rows) return {it.q_start + r, least(kBlock, it.rows - r), first};
-    return {next.q_start, least(kBlock, next.rows), next.group * heads_each()};
-  }
+struct Gdpa : GdpaItems<T> {
+  using Items = GdpaItems<T>;
+  using typename Items::Block, typename Items::Item;
+  using Items::a, Items::after, Items::at, Items::behind, Items::heads_each, Items::item,
+      Items::keys_of;
 
   bool forward(int64_t index) const {
     const Item it = item(index);
@@ -82,7 +41,7 @@ struct Gdpa {
                 to + keys * width);
     }
     const Item next = after(index);
-    Later<T> next_keys = keys_of(next, it);
+    Later<T> next_keys = keys_of(next, it, kBlock);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {
@@ -93,7 +52,7 @@ struct Gdpa {
           write_zeros(to, a.out.row, rows, width);
           continue;
         }
-        const Block then = behind(r, h, it, next);
+        const Block then = behind(r, h, it, next, kBlock);
         Ahead ahead;
         ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
         next_keys.add_to(ahead);
@@ -136,7 +95,7 @@ struct Gdpa {
                 vt + keys * width);
     }
     const Item next = after(index);
-    Later<T> next_keys = keys_of(next, it);
+    Later<T> next_keys = keys_of(next, it, kBlock);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {
@@ -146,7 +105,7 @@ struct Gdpa {
           write_zeros(to, a.dq.row, rows, width);
           continue;
         }
-        const Block then = behind(r, h, it, next);
+        const Block then = behind(r, h, it, next, kBlock);
         Ahead ahead;
         ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
         ahead.add(at(a.out, then.row, then.head), a.out.row, then.rows, width);
@@ -192,16 +151,8 @@ struct Gdpa {
     return true;
   }
 
-  long heads_each() const { return a.heads / a.kv_heads; }
-
   static Status run(const GdpaArgs* a, bool backward) {
-    // As many key heads as the cache holds at the batch's mean number of keys.
-    const long mean = a->samples ? (a->kv_rows + a->samples - 1) / a->samples : 0;
-    const long floats = (backward ? 5 : 2) * most(mean, kLanes) * padded(a->width);
-    const long together = least(a->kv_heads, most(1, kCached / floats));
-    // Gradients of k and v are sums over all rows of a sample: its backward stays in one part.
-    const long longest = backward ? kWhole : kPart;
-    const Gdpa context = {*a, parts(a->q_offsets, a->samples, longest, a->threads), together};
+    const Gdpa context = {Items::of(*a, backward, (backward ? 5 : 2) * sizeof(float))};
     if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<Gdpa, &Gdpa::backward> : call<Gdpa, &Gdpa::forward>;

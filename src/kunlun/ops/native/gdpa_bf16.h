@@ -5,7 +5,7 @@
 #pragma once
 #include <initializer_list>
 
-#include "library.h"
+#include "gdpa_items.h"
 #include "pieces.h"
 #include "product_bf16.h"
 
@@ -81,41 +81,23 @@ struct Carver {
 };
 // The buffers B of an operator in this thread's scratch memory; false without memory.
 template <class B>
-static inline bool carve(B& buffers, long keys, long width) {
+static inline bool carve(B& buffers, long keys, long width, long groups) {
   Carver size = {0};
-  buffers.carve(size, keys, width);
+  buffers.carve(size, keys, width, groups);
   Carver places = {reinterpret_cast<uintptr_t>(scratch(size.used / sizeof(float)))};
   if (!places.base) return false;
-  buffers.carve(places, keys, width);
+  buffers.carve(places, keys, width, groups);
   return true;
 }
 
-struct GdpaBf16 {
-  const GdpaArgs& a;
-  Parts work;
-
-  static bfloat16* at(const Tensor3& t, long row, long head) {
-    return static_cast<bfloat16*>(t.data) + row * t.row + head * t.head;
-  }
-
-  struct Item {
-    long group, q_start, rows, k_start, keys;
-  };
-  Item item(int64_t index) const {
-    const Part& part = work.data[index / a.kv_heads];
-    const long keys = a.kv_offsets[part.sample];
-    return {index % a.kv_heads, a.q_offsets[part.sample] + part.first, part.last - part.first, keys,
-            a.kv_offsets[part.sample + 1] - keys};
-  }
-  long heads_each() const { return a.heads / a.kv_heads; }
-
+struct GdpaBf16 : GdpaItems<bfloat16> {
   struct ForwardBuffers {
     bfloat16 *k, *v, *q, *p;
     float *s, *o;
-    void carve(Carver& c, long keys, long width) {
+    void carve(Carver& c, long keys, long width, long groups) {
       const long size = up(width, kDepth);
-      k = c.take<bfloat16>(up(keys, 32) * size);
-      v = c.take<bfloat16>(up(keys, 32) * size);
+      k = c.take<bfloat16>(groups * up(keys, 32) * size);
+      v = c.take<bfloat16>(groups * up(keys, 32) * size);
       q = c.take<bfloat16>(kBf16Block * size);
       p = c.take<bfloat16>(kBf16Block * kBf16Keys);
       s = c.take<float>(kBf16Block * kBf16Keys);
@@ -126,30 +108,41 @@ struct GdpaBf16 {
   bool forward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = up(width, 16), share = heads_each();
+    const long first = it.group * share, last = first + it.groups * share;
     if (it.keys == 0 || it.rows == 0) {
-      for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      for (long h = first; h < last; h++)
         write_zeros(at(a.out, it.q_start, h), a.out.row, it.rows, width);
       return true;
     }
     ForwardBuffers f;
-    if (!carve(f, it.keys, width)) return false;
-    columns_of(at(a.k, it.k_start, it.group), a.k.row, it.keys, width, f.k);
-    paired_rows(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v);
+    if (!carve(f, it.keys, width, it.groups)) return false;
+    const long each = up(it.keys, 32) * up(width, kDepth);
+    for (long g = 0; g < it.groups; g++) {
+      columns_of(at(a.k, it.k_start, it.group + g), a.k.row, it.keys, width, f.k + g * each);
+      paired_rows(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, f.v + g * each);
+    }
     const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
+    const Item next = after(index);
+    Later<bfloat16> next_keys = keys_of(next, it, kBf16Block);
     const TileUse use;
-    for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      for (long r = 0; r < it.rows; r += kBf16Block) {
-        const long rows = least(kBf16Block, it.rows - r);
+    for (long r = 0; r < it.rows; r += kBf16Block)
+      for (long h = first; h < last; h++) {
+        const long rows = least(kBf16Block, it.rows - r), g = (h - first) / share * each;
+        const Block then = behind(r, h, it, next, kBf16Block);
+        Ahead ahead;
+        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
+        next_keys.add_to(ahead);
+        ahead.spread(products_of(rows, up(it.keys, 32) / 16) + products_of(rows, size / 16));
         const Bf16Left q = left_rows(at(a.q, it.q_start + r, h), a.q.row, rows,
                                      a.q_rows - it.q_start - r, width, f.q);
         for (long j = 0; j < it.keys; j += kBf16Keys) {
           const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
-          multiply(rows, columns / 16, width, q, {f.k + j / 16 * k_panel, k_panel}, f.s, columns,
-                   false);
+          multiply(rows, columns / 16, width, q, {f.k + g + j / 16 * k_panel, k_panel}, f.s,
+                   columns, false, ahead);
           kWeigh[a.activations[h]](f.s, f.p, rows * columns, (float)a.scale);
           silence_columns(f.p, rows, keys);
-          multiply(rows, size / 16, keys, {f.p, columns}, {f.v + 16 * j, v_panel}, f.o, size,
-                   j > 0);
+          multiply(rows, size / 16, keys, {f.p, columns}, {f.v + g + 16 * j, v_panel}, f.o, size,
+                   j > 0, ahead);
         }
         write_half(f.o, size, rows, width, (float)a.out_scale, at(a.out, it.q_start + r, h),
                    a.out.row);
@@ -183,41 +176,57 @@ struct GdpaBf16 {
   struct BackwardBuffers {
     bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p_pairs, *ds_pairs, *ds_rows;
     float *s, *ds, *dq, *dk, *dv;
-    void carve(Carver& c, long keys, long width) {
+    void carve(Carver& c, long keys, long width, long groups) {
       const long size = up(width, kDepth), columns = up(keys, 32);
-      for (bfloat16** x : {&k_columns, &v_columns, &k}) *x = c.take<bfloat16>(columns * size);
+      for (bfloat16** x : {&k_columns, &v_columns, &k})
+        *x = c.take<bfloat16>(groups * columns * size);
       for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackBlock * size);
       for (bfloat16** x : {&p_pairs, &ds_pairs, &ds_rows})
         *x = c.take<bfloat16>(kBackBlock * kBf16Keys);
       for (float** x : {&s, &ds}) *x = c.take<float>(kBackBlock * kBf16Keys);
       dq = c.take<float>(kBackBlock * size);
-      for (float** x : {&dk, &dv}) *x = c.take<float>(columns * size);
+      for (float** x : {&dk, &dv}) *x = c.take<float>(groups * columns * size);
     }
   };
 
   bool backward(int64_t index) const {
     const Item it = item(index);
     const long width = a.width, size = up(width, 16), share = heads_each();
+    const long first = it.group * share, last = first + it.groups * share;
     if (it.keys == 0 || it.rows == 0) {
-      for (long h = it.group * share; h < (it.group + 1) * share; h++)
+      for (long h = first; h < last; h++)
         write_zeros(at(a.dq, it.q_start, h), a.dq.row, it.rows, width);
-      write_zeros(at(a.dk, it.k_start, it.group), a.dk.row, it.keys, width);
-      write_zeros(at(a.dv, it.k_start, it.group), a.dv.row, it.keys, width);
+      for (long g = it.group; g < it.group + it.groups; g++) {
+        write_zeros(at(a.dk, it.k_start, g), a.dk.row, it.keys, width);
+        write_zeros(at(a.dv, it.k_start, g), a.dv.row, it.keys, width);
+      }
       return true;
     }
     BackwardBuffers f;
-    if (!carve(f, it.keys, width)) return false;
-    const bfloat16* k = at(a.k, it.k_start, it.group);
-    columns_of(k, a.k.row, it.keys, width, f.k_columns);
-    columns_of(at(a.v, it.k_start, it.group), a.v.row, it.keys, width, f.v_columns);
-    paired_rows(k, a.k.row, it.keys, width, f.k);
+    if (!carve(f, it.keys, width, it.groups)) return false;
     const long column_panel = 16 * up(width, kDepth), row_panel = 16 * up(it.keys, kDepth);
-    const long all_columns = up(it.keys, 32);
+    const long all_columns = up(it.keys, 32), each = all_columns * up(width, kDepth);
+    for (long g = 0; g < it.groups; g++) {
+      const bfloat16* k = at(a.k, it.k_start, it.group + g);
+      const bfloat16* v = at(a.v, it.k_start, it.group + g);
+      columns_of(k, a.k.row, it.keys, width, f.k_columns + g * each);
+      columns_of(v, a.v.row, it.keys, width, f.v_columns + g * each);
+      paired_rows(k, a.k.row, it.keys, width, f.k + g * each);
+    }
+    const Item next = after(index);
+    Later<bfloat16> next_keys = keys_of(next, it, kBackBlock);
     const TileUse use;
-    bool add = false;  // the first block of rows writes dk and dv
-    for (long h = it.group * share; h < (it.group + 1) * share; h++)
-      for (long r = 0; r < it.rows; r += kBackBlock) {
-        const long rows = least(kBackBlock, it.rows - r);
+    for (long r = 0; r < it.rows; r += kBackBlock)
+      for (long h = first; h < last; h++) {
+        const long rows = least(kBackBlock, it.rows - r), g = (h - first) / share * each;
+        const bool add = r > 0 || (h - first) % share > 0;  // the first block writes dk and dv
+        const Block then = behind(r, h, it, next, kBackBlock);
+        Ahead ahead;
+        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
+        ahead.add(at(a.out, then.row, then.head), a.out.row, then.rows, width);
+        next_keys.add_to(ahead);
+        ahead.spread(2 * products_of(rows, all_columns / 16) + products_of(rows, size / 16) +
+                     2 * products_of(width, all_columns / 16));
         const long there = a.q_rows - it.q_start - r;
         const bfloat16* from = at(a.q, it.q_start + r, h);
         const bfloat16* outer = at(a.out, it.q_start + r, h);
@@ -227,46 +236,45 @@ struct GdpaBf16 {
         const Bf16Left gradt = turned_rows(outer, a.out.row, rows, width, f.gradt);
         for (long j = 0; j < it.keys; j += kBf16Keys) {
           const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
-          const long panel = j / 16 * column_panel;
+          const long panel = g + j / 16 * column_panel;
           multiply(rows, columns / 16, width, q, {f.k_columns + panel, column_panel}, f.s, columns,
-                   false);
+                   false, ahead);
           multiply(rows, columns / 16, width, grad, {f.v_columns + panel, column_panel}, f.ds,
-                   columns, false);
+                   columns, false, ahead);
           kDifferentiate[a.activations[h]](
               {f.s, f.ds, f.p_pairs, f.ds_pairs, f.ds_rows, columns, kPairPanel}, rows,
               (float)a.scale);
           silence_columns(f.ds_rows, rows, keys);
           silence_rows(f.p_pairs, rows, keys);
           silence_rows(f.ds_pairs, rows, keys);
-          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + 16 * j, row_panel}, f.dq,
-                   size, j > 0);
-          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + j, all_columns,
-                   add);
-          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + j,
-                   all_columns, add);
+          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + g + 16 * j, row_panel},
+                   f.dq, size, j > 0, ahead);
+          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + g + j,
+                   all_columns, add, ahead);
+          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + g + j,
+                   all_columns, add, ahead);
         }
-        add = true;
         write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),
                    at(a.dq, it.q_start + r, h), a.dq.row);
       }
-    write_turned(f.dk, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
-                 at(a.dk, it.k_start, it.group), a.dk.row);
-    write_turned(f.dv, all_columns, it.keys, width, (float)a.out_scale,
-                 at(a.dv, it.k_start, it.group), a.dv.row);
+    for (long g = 0; g < it.groups; g++) {
+      write_turned(f.dk + g * each, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
+                   at(a.dk, it.k_start, it.group + g), a.dk.row);
+      write_turned(f.dv + g * each, all_columns, it.keys, width, (float)a.out_scale,
+                   at(a.dv, it.k_start, it.group + g), a.dv.row);
+    }
     return true;
   }
 
   static Status run(const GdpaArgs* a, bool backward) {
     if (!offsets_fit(a->q_offsets, a->samples, a->q_rows)) return kBadOffsets;
     if (!offsets_fit(a->kv_offsets, a->samples, a->kv_rows)) return kBadKvOffsets;
-    // As in gdpa.h: only a forward may be cut.
-    const long longest = backward ? kWhole : kPart;
-    const GdpaBf16 context = {*a, parts(a->q_offsets, a->samples, longest, a->threads)};
+    const long bytes = backward ? 3 * sizeof(bfloat16) + 2 * sizeof(float) : 2 * sizeof(bfloat16);
+    const GdpaBf16 context = {of(*a, backward, bytes)};
     if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<GdpaBf16, &GdpaBf16::backward> : call<GdpaBf16, &GdpaBf16::forward>;
-    const int64_t items = context.work.count * a->kv_heads;
-    return run_items(items, a->threads, body, &context) ? kDone : kNoMemory;
+    return run_items(context.items(), a->threads, body, &context) ? kDone : kNoMemory;
   }
 };
 

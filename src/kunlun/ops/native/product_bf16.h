@@ -73,15 +73,22 @@ static inline void tiles(Bf16Left a, Bf16Right b, long depth, float* c, long row
   if constexpr (M > 1 && N > 1) _tile_stored(3, c + 16 * row + 16, out);
 }
 
+// How often a product of these sizes asks for what comes next.
+static inline long products_of(long rows, long panels) {
+  return (rows + 2 * kBand - 1) / (2 * kBand) * ((panels + 1) / 2);
+}
+
 // c [rows, 16 panels] = a b, or += if `add`.
 static __attribute__((noinline)) void multiply(long rows, long panels, long depth, Bf16Left a,
-                                               Bf16Right b, float* c, long row, bool add) {
+                                               Bf16Right b, float* c, long row, bool add,
+                                               Ahead& ahead) {
   for (long i = 0; i < rows; i += 2 * kBand) {
     const Bf16Left part = {a.p + i * a.row, a.row};
     float* to = c + i * row;
     const bool tall = rows - i > kBand;
     for (long n = 0; n < panels; n += 2, to += 32) {
       const Bf16Right some = {b.p + n * b.panel, b.panel};
+      ahead.ask();
       if (tall && n + 1 < panels) tiles<2, 2>(part, some, depth, to, row, add);
       else if (tall) tiles<2, 1>(part, some, depth, to, row, add);
       else if (n + 1 < panels) tiles<1, 2>(part, some, depth, to, row, add);
@@ -123,32 +130,33 @@ static inline void pair_tile(Bf16Left a, Bf16Right b, long depth, float* c, long
     for (int v = 0; v < V; v++) store(c + v * 16, (vec)sum[m][v]);
 }
 
-template <int V, int M = kTileRows>
-static inline void pair_tile_of(long rows, Bf16Left a, Bf16Right b, long depth, float* c, long row,
-                                bool add) {
-  if constexpr (M > 0) {
-    if (rows == M) return pair_tile<M, V>(a, b, depth, c, row, add);
-    return pair_tile_of<V, M - 1>(rows, a, b, depth, c, row, add);
-  }
-}
+typedef void (*PairTile)(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add);
 
 template <int V>
 static __attribute__((noinline)) void pair_column(long rows, Bf16Left a, Bf16Right b, long depth,
-                                                  float* c, long row, bool add) {
-  const long blocks = (rows + kTileRows - 1) / kTileRows;
-  for (long i = 0, start = 0; i < blocks; i++) {
-    const long height = (rows - start) / (blocks - i);
-    pair_tile_of<V>(height, {a.p + start * a.row, a.row}, b, depth, c + start * row, row, add);
-    start += height;
+                                                  float* c, long row, bool add, Ahead& ahead) {
+  static constexpr PairTile kOf[] = {
+      nullptr,          pair_tile<1, V>, pair_tile<2, V>,  pair_tile<3, V>,  pair_tile<4, V>,
+      pair_tile<5, V>,  pair_tile<6, V>, pair_tile<7, V>,  pair_tile<8, V>,  pair_tile<9, V>,
+      pair_tile<10, V>, pair_tile<11, V>, pair_tile<12, V>};
+  const long blocks = (rows + kTileRows - 1) / kTileRows, height = rows / blocks;
+  const long taller = rows - blocks * height;  // so many have a row more
+  for (long i = 0; i < blocks; i++) {
+    const long here = height + (i < taller);
+    ahead.ask();
+    kOf[here](a, b, depth, c, row, add);
+    a.p += here * a.row, c += here * row;
   }
 }
 
+static inline long products_of(long rows, long panels) { return tiles_of(rows, panels); }
+
 // c [rows, 16 panels] = a b, or += if `add`.
 static inline void multiply(long rows, long panels, long depth, Bf16Left a, Bf16Right b, float* c,
-                            long row, bool add) {
+                            long row, bool add, Ahead& ahead) {
   for (; panels >= 2; panels -= 2, b.p += 2 * b.panel, c += 32)
-    pair_column<2>(rows, a, b, depth, c, row, add);
-  if (panels) pair_column<1>(rows, a, b, depth, c, row, add);
+    pair_column<2>(rows, a, b, depth, c, row, add, ahead);
+  if (panels) pair_column<1>(rows, a, b, depth, c, row, add, ahead);
 }
 
 #endif
