@@ -1,6 +1,4 @@
-// GDPA: out = out_scale * act(scale * q k^T) v per sample and head. One item is a sample and some
-// of its key heads: their k and v are brought into the form of products once, then the sample's
-// rows are read from top to bottom, a block of rows at a time and all heads of the item in each.
+// GDPA: out = out_scale * act(scale * q k^T) v per sample and head.
 #pragma once
 #include "activations.h"
 #include "gdpa_items.h"
@@ -22,7 +20,7 @@ struct Gdpa : GdpaItems<T> {
   using Items = GdpaItems<T>;
   using typename Items::Block, typename Items::Item;
   using Items::a, Items::after, Items::at, Items::behind, Items::heads_each, Items::item,
-      Items::keys_of;
+      Items::keys_over;
 
   bool forward(int64_t index) const {
     const Item it = item(index);
@@ -41,7 +39,7 @@ struct Gdpa : GdpaItems<T> {
                 to + keys * width);
     }
     const Item next = after(index);
-    Later<T> next_keys = keys_of(next, it, kBlock);
+    Later<T> next_keys = keys_over(a.k, a.v, next, it, kBlock);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {
@@ -95,7 +93,7 @@ struct Gdpa : GdpaItems<T> {
                 vt + keys * width);
     }
     const Item next = after(index);
-    Later<T> next_keys = keys_of(next, it, kBlock);
+    Later<T> next_keys = keys_over(a.k, a.v, next, it, kBlock);
     const long first = it.group * share, last = first + it.groups * share;
     for (long r = 0; r < it.rows; r += kBlock)
       for (long h = first; h < last; h++) {

@@ -1,7 +1,7 @@
-// GDPA of bfloat16 tensors with the products of product_bf16.h. As in gdpa.h an item is a sample
-// and a key head. Queries are multiplied where they lie; activated scores are rounded to bfloat16.
-// Gradients of k and v grow transposed, q^T and grad^T times scores, so that scores are right
-// factors: pairing their rows costs less than transposing them.
+// GDPA of bfloat16 tensors with the products of product_bf16.h. Queries are multiplied where they
+// lie; activated scores are rounded to bfloat16. Gradients of k and v grow transposed, q^T and
+// grad^T times scores, so that scores are right factors: pairing their rows costs less than
+// transposing them. What will be written is asked for ahead as well: +3 % on Zen 5.
 #pragma once
 #include <initializer_list>
 
@@ -123,13 +123,14 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
     }
     const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
     const Item next = after(index);
-    Later<bfloat16> next_keys = keys_of(next, it, kBf16Block);
+    Later<bfloat16> next_keys = keys_over(a.k, a.v, next, it, kBf16Block);
     const TileUse use;
     for (long r = 0; r < it.rows; r += kBf16Block)
       for (long h = first; h < last; h++) {
         const long rows = least(kBf16Block, it.rows - r), g = (h - first) / share * each;
         const Block then = behind(r, h, it, next, kBf16Block);
         Ahead ahead;
+        ahead.add(at(a.out, it.q_start + r, h), a.out.row, rows, width);
         ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
         next_keys.add_to(ahead);
         ahead.spread(products_of(rows, up(it.keys, 32) / 16) + products_of(rows, size / 16));
@@ -214,7 +215,8 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       paired_rows(k, a.k.row, it.keys, width, f.k + g * each);
     }
     const Item next = after(index);
-    Later<bfloat16> next_keys = keys_of(next, it, kBackBlock);
+    Later<bfloat16> next_keys = keys_over(a.k, a.v, next, it, kBackBlock);
+    Later<bfloat16> key_sums = keys_over(a.dk, a.dv, it, it, kBackBlock);
     const TileUse use;
     for (long r = 0; r < it.rows; r += kBackBlock)
       for (long h = first; h < last; h++) {
@@ -222,9 +224,11 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
         const bool add = r > 0 || (h - first) % share > 0;  // the first block writes dk and dv
         const Block then = behind(r, h, it, next, kBackBlock);
         Ahead ahead;
+        ahead.add(at(a.dq, it.q_start + r, h), a.dq.row, rows, width);
         ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
         ahead.add(at(a.out, then.row, then.head), a.out.row, then.rows, width);
         next_keys.add_to(ahead);
+        key_sums.add_to(ahead);
         ahead.spread(2 * products_of(rows, all_columns / 16) + products_of(rows, size / 16) +
                      2 * products_of(width, all_columns / 16));
         const long there = a.q_rows - it.q_start - r;

@@ -38,11 +38,12 @@ struct GdpaItems {
   Item after(int64_t index) const {
     return index + a.threads < items() ? item(index + a.threads) : Item{};
   }
-  // Its keys and values, read over the blocks of `block` rows of `it`.
-  Later<T> keys_of(const Item& next, const Item& it, long block) const {
+  // The rows of `keys` in two tensors, a share of them for every block of `it`.
+  Later<T> keys_over(const Tensor3& x, const Tensor3& y, const Item& keys, const Item& it,
+                     long block) const {
     const long blocks = (it.rows + block - 1) / block * it.groups * heads_each();
-    return {at(a.k, next.k_start, next.group), at(a.v, next.k_start, next.group), a.k.row, a.v.row,
-            next.keys, blocks ? (next.keys + blocks - 1) / blocks : 0, next.groups * a.width};
+    return {at(x, keys.k_start, keys.group), at(y, keys.k_start, keys.group), x.row, y.row,
+            keys.keys, blocks ? (keys.keys + blocks - 1) / blocks : 0, keys.groups * a.width};
   }
 
   struct Block {  // of rows of q, and a head

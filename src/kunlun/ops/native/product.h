@@ -68,7 +68,7 @@ class Ahead {
   struct Area {
     const char* p;
     long stride, rows, bytes;
-  } areas_[5];
+  } areas_[8];
   int count_ = 0, current_ = 0;
   long lines_ = 0, at_ = 0, portion_ = 0;
 

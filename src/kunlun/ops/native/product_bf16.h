@@ -293,15 +293,19 @@ static inline void write_half(const float* from, long row, long rows, long width
 static __attribute__((noinline)) void write_turned(const float* from, long row, long rows,
                                                    long width, float factor, bfloat16* to,
                                                    long stride) {
+  alignas(64) float lines[16 * 32];  // of whole cache lines once rounded
   for (long r = 0; r < rows; r += 16)
-    for (long d = 0; d < width; d += 16) {
-      vec block[16];
+    for (long d = 0; d < width; d += 32) {
+      for (long e = 0; e < least(32, width - d); e += 16) {
+        vec block[16];
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; i++) block[i] = factor * load(from + (d + i) * row + r);
-      transpose(block);
-      for (long i = 0; i < least(16, rows - r); i++)
-        write_half((const float*)(block + i), 16, 1, least(16, width - d), 1.0f,
-                   to + (r + i) * stride + d, stride);
+        for (int i = 0; i < 16; i++) block[i] = load(from + (d + e + i) * row + r);
+        transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) store(lines + 32 * i + e, block[i]);
+      }
+      write_half(lines, 32, least(16, rows - r), least(32, width - d), factor,
+                 to + r * stride + d, stride);
     }
 }
 
