@@ -124,18 +124,20 @@ def test_time_has_two_buckets_an_octave(backend: str) -> None:
     assert (out[1::2, 0, 0] / 100).round().tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 63]
 
 
+@pytest.mark.parametrize("between", [0, 30])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_time_just_below_a_bucket_is_not_rounded_into_it(backend: str) -> None:
-    """In float32 all of these are at the bucket's beginning."""
+def test_a_time_just_below_a_bucket_is_not_rounded_into_it(backend: str, between: int) -> None:
+    """In float32 all of these are at the bucket's beginning. between: rows of another time, so that
+    whole vectors are read and not only what is left of one."""
     gaps = [start * (1 - 1e-12) for start in (1.0, 1.5, 2.0, 4096.0, 6144.0)]
-    # the rows of a pair stand at either end of a vector, with 30 rows of another time between
-    time = torch.tensor([x for gap in gaps for x in (0.0, *[2.0**40] * 30, gap)], dtype=F64)
-    offsets = offsets_of((32,) * len(gaps))
+    time = torch.tensor([x for gap in gaps for x in (0.0, *[2.0**40] * between, gap)], dtype=F64)
+    length = 2 + between
+    offsets = offsets_of((length,) * len(gaps))
     values = torch.zeros(len(time), 1, 1)
-    values[::32] = 1
+    values[::length] = 1
     rest = (offsets, time, torch.zeros(1), torch.arange(64.0) * 100)
     out = hstu_attention(0 * values, 0 * values, values, *rest, backend=backend)
-    assert (out[31::32, 0, 0] / 100).round().tolist() == [0, 1, 2, 24, 25]
+    assert (out[length - 1 :: length, 0, 0] / 100).round().tolist() == [0, 1, 2, 24, 25]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

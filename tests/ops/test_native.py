@@ -259,6 +259,9 @@ def test_groups_of_heads_of_two_sizes_match_the_reference(threads: Callable[[int
     ]:
         threads(count)
         q, k, v = (normal(sum(lengths), heads, dim, seed=heads) for heads in (10, 5, 5))
+        kwargs = {"q_offsets": offsets_of(lengths[::-1]), "kv_offsets": offsets_of(lengths)}
+        run = partial(gdpa, **kwargs, backend="native")
+        assert_matches(run, partial(gdpa_reference, **kwargs), [q, k, v], "qkv")
         kwargs = {"offsets": offsets_of(lengths), "window": window}
         run = partial(window_attention, **kwargs, backend="native")
         assert_matches(run, partial(window_attention_reference, **kwargs), [q, k, v], "qkv")

@@ -127,7 +127,7 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
     const TileUse use;
     for (long r = 0; r < it.rows; r += kBf16Block)
       for (long h = first; h < last; h++) {
-        const long rows = least(kBf16Block, it.rows - r), g = (h - first) / share * each;
+        const long rows = least(kBf16Block, it.rows - r), own = (h - first) / share * each;
         const Block then = behind(r, h, it, next, kBf16Block);
         Ahead ahead;
         ahead.add(at(a.out, it.q_start + r, h), a.out.row, rows, width);
@@ -138,11 +138,11 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
                                      a.q_rows - it.q_start - r, width, f.q);
         for (long j = 0; j < it.keys; j += kBf16Keys) {
           const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
-          multiply(rows, columns / 16, width, q, {f.k + g + j / 16 * k_panel, k_panel}, f.s,
+          multiply(rows, columns / 16, width, q, {f.k + own + j / 16 * k_panel, k_panel}, f.s,
                    columns, false, ahead);
           kWeigh[a.activations[h]](f.s, f.p, rows * columns, (float)a.scale);
           silence_columns(f.p, rows, keys);
-          multiply(rows, size / 16, keys, {f.p, columns}, {f.v + g + 16 * j, v_panel}, f.o, size,
+          multiply(rows, size / 16, keys, {f.p, columns}, {f.v + own + 16 * j, v_panel}, f.o, size,
                    j > 0, ahead);
         }
         write_half(f.o, size, rows, width, (float)a.out_scale, at(a.out, it.q_start + r, h),
@@ -220,7 +220,7 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
     const TileUse use;
     for (long r = 0; r < it.rows; r += kBackBlock)
       for (long h = first; h < last; h++) {
-        const long rows = least(kBackBlock, it.rows - r), g = (h - first) / share * each;
+        const long rows = least(kBackBlock, it.rows - r), own = (h - first) / share * each;
         const bool add = r > 0 || (h - first) % share > 0;  // the first block writes dk and dv
         const Block then = behind(r, h, it, next, kBackBlock);
         Ahead ahead;
@@ -240,7 +240,7 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
         const Bf16Left gradt = turned_rows(outer, a.out.row, rows, width, f.gradt);
         for (long j = 0; j < it.keys; j += kBf16Keys) {
           const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
-          const long panel = g + j / 16 * column_panel;
+          const long panel = own + j / 16 * column_panel;
           multiply(rows, columns / 16, width, q, {f.k_columns + panel, column_panel}, f.s, columns,
                    false, ahead);
           multiply(rows, columns / 16, width, grad, {f.v_columns + panel, column_panel}, f.ds,
@@ -251,11 +251,11 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
           silence_columns(f.ds_rows, rows, keys);
           silence_rows(f.p_pairs, rows, keys);
           silence_rows(f.ds_pairs, rows, keys);
-          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + g + 16 * j, row_panel},
+          multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + own + 16 * j, row_panel},
                    f.dq, size, j > 0, ahead);
-          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + g + j,
+          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + own + j,
                    all_columns, add, ahead);
-          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + g + j,
+          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + own + j,
                    all_columns, add, ahead);
         }
         write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),
@@ -274,7 +274,7 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
     if (!offsets_fit(a->q_offsets, a->samples, a->q_rows)) return kBadOffsets;
     if (!offsets_fit(a->kv_offsets, a->samples, a->kv_rows)) return kBadKvOffsets;
     const long bytes = backward ? 3 * sizeof(bfloat16) + 2 * sizeof(float) : 2 * sizeof(bfloat16);
-    const GdpaBf16 context = {of(*a, backward, bytes)};
+    const GdpaBf16 context = {of(*a, backward, bytes * up(a->width, kDepth))};
     if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<GdpaBf16, &GdpaBf16::backward> : call<GdpaBf16, &GdpaBf16::forward>;

@@ -7,13 +7,17 @@
 
 namespace KUNLUN_ISA {
 
-constexpr long kCached = 1 << 19;  // bytes of an item's k and v in all: a part of the second cache
+// Bytes of an item's keys in all forms, and in a backward of what is summed for them: a part of the
+// second cache.
+constexpr long kKeyBytes = 1 << 19;
 
 template <class T>
 struct GdpaItems {
   const GdpaArgs& a;
   Parts work;
-  long together;  // key heads an item
+  long key_bytes;  // of a key, of one head
+  long most_heads;  // key heads an item, so that every thread gets four items
+  long slices;     // items of a part: those of the sample with most keys
 
   static T* at(const Tensor3& t, long row, long head) {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
@@ -24,26 +28,33 @@ struct GdpaItems {
     long q_start, rows, k_start, keys;
   };
   long heads_each() const { return a.heads / a.kv_heads; }
-  long slices() const { return (a.kv_heads + together - 1) / together; }
-  long items() const { return work.count * slices(); }
+  // Key heads of an item: as many as the cache holds of so many keys, in groups of one size.
+  long together(long keys) const {
+    const long fit = least(most_heads, most(1, kKeyBytes / (key_bytes * most(keys, kLanes))));
+    const long groups = (a.kv_heads + fit - 1) / fit;
+    return (a.kv_heads + groups - 1) / groups;
+  }
+  long items() const { return work.count * slices; }
+  // Samples with fewer keys have fewer items, and behind them some of no heads and no rows.
   Item item(int64_t index) const {
-    const Part& part = work.data[index / slices()];
-    const long group = index % slices() * together, keys = a.kv_offsets[part.sample];
-    return {group, least(together, a.kv_heads - group),
-            a.q_offsets[part.sample] + part.first, part.last - part.first,
-            keys, a.kv_offsets[part.sample + 1] - keys};
+    const Part& part = work.data[index / slices];
+    const long start = a.kv_offsets[part.sample], keys = a.kv_offsets[part.sample + 1] - start;
+    const long some = together(keys), group = index % slices * some;
+    if (group >= a.kv_heads) return {};
+    return {group, least(some, a.kv_heads - group), a.q_offsets[part.sample] + part.first,
+            part.last - part.first, start, keys};
   }
 
   // The item that this thread is likely to take next; without rows if there is none.
   Item after(int64_t index) const {
     return index + a.threads < items() ? item(index + a.threads) : Item{};
   }
-  // The rows of `keys` in two tensors, a share of them for every block of `it`.
-  Later<T> keys_over(const Tensor3& x, const Tensor3& y, const Item& keys, const Item& it,
+  // The rows of the keys of `whose` in two tensors, a share of them for every block of `it`.
+  Later<T> keys_over(const Tensor3& x, const Tensor3& y, const Item& whose, const Item& it,
                      long block) const {
     const long blocks = (it.rows + block - 1) / block * it.groups * heads_each();
-    return {at(x, keys.k_start, keys.group), at(y, keys.k_start, keys.group), x.row, y.row,
-            keys.keys, blocks ? (keys.keys + blocks - 1) / blocks : 0, keys.groups * a.width};
+    return {at(x, whose.k_start, whose.group), at(y, whose.k_start, whose.group), x.row, y.row,
+            whose.keys, blocks ? (whose.keys + blocks - 1) / blocks : 0, whose.groups * a.width};
   }
 
   struct Block {  // of rows of q, and a head
@@ -58,15 +69,17 @@ struct GdpaItems {
     return {next.q_start, least(block, next.rows), next.group * heads_each()};
   }
 
-  // As many key heads as the cache holds, at the batch's mean number of keys, of which a head takes
-  // `bytes` for each channel. Gradients of k and v are sums over all rows of a sample: a backward
-  // leaves it whole.
-  static GdpaItems of(const GdpaArgs& a, bool backward, long bytes) {
-    const long mean = a.samples ? (a.kv_rows + a.samples - 1) / a.samples : 0;
-    const long each = bytes * most(mean, kLanes) * padded(a.width);
-    const long longest = backward ? kWhole : kPart;
-    return {a, parts(a.q_offsets, a.samples, longest, a.threads),
-            least(a.kv_heads, most(1, kCached / each))};
+  // Gradients of k and v are sums over all rows of a sample: a backward leaves it whole.
+  static GdpaItems of(const GdpaArgs& a, bool backward, long key_bytes) {
+    const Parts work = parts(a.q_offsets, a.samples, backward ? kWhole : kPart, a.threads);
+    const long some = a.threads > 1 ? work.count * a.kv_heads / (4 * a.threads) : a.kv_heads;
+    GdpaItems items = {a, work, key_bytes, most(1, least(some, a.kv_heads)), 1};
+    long longest = 0;
+    for (long n = 0; n < a.samples; n++)
+      longest = most(longest, a.kv_offsets[n + 1] - a.kv_offsets[n]);
+    const long fewest = items.together(longest);
+    items.slices = (a.kv_heads + fewest - 1) / fewest;
+    return items;
   }
 };
 

@@ -65,10 +65,11 @@ static inline void tile_of(long rows, Left a, Right b, long depth, float* c, lon
 // tiles, a few lines each time.
 class Ahead {
   static constexpr long kLine = 64;
+  static constexpr int kAreas = 8;
   struct Area {
     const char* p;
     long stride, rows, bytes;
-  } areas_[8];
+  } areas_[kAreas];
   int count_ = 0, current_ = 0;
   long lines_ = 0, at_ = 0, portion_ = 0;
 
@@ -76,7 +77,7 @@ class Ahead {
   // `rows` rows of `width` elements, `stride` elements apart.
   template <class T>
   void add(const T* from, long stride, long rows, long width) {
-    if (rows <= 0 || width <= 0) return;
+    if (rows <= 0 || width <= 0 || count_ == kAreas) return;
     const long size = sizeof(T);
     areas_[count_++] = {reinterpret_cast<const char*>(from), stride * size, rows, width * size};
     lines_ += rows * ((width * size + kLine - 1) / kLine);
@@ -96,7 +97,7 @@ class Ahead {
   }
 };
 
-// Rows of two matrices that will be read one day, a share of them asked for at a time.
+// Rows of two matrices that will be read or written one day, a share of them asked for at a time.
 template <class T>
 struct Later {
   const T *a, *b;

@@ -139,6 +139,7 @@ static __attribute__((noinline)) void pair_column(long rows, Bf16Left a, Bf16Rig
       nullptr,          pair_tile<1, V>, pair_tile<2, V>,  pair_tile<3, V>,  pair_tile<4, V>,
       pair_tile<5, V>,  pair_tile<6, V>, pair_tile<7, V>,  pair_tile<8, V>,  pair_tile<9, V>,
       pair_tile<10, V>, pair_tile<11, V>, pair_tile<12, V>};
+  static_assert(sizeof kOf / sizeof *kOf == kTileRows + 1);
   const long blocks = (rows + kTileRows - 1) / kTileRows, height = rows / blocks;
   const long taller = rows - blocks * height;  // so many have a row more
   for (long i = 0; i < blocks; i++) {
@@ -151,7 +152,7 @@ static __attribute__((noinline)) void pair_column(long rows, Bf16Left a, Bf16Rig
 
 static inline long products_of(long rows, long panels) { return tiles_of(rows, panels); }
 
-// c [rows, 16 panels] = a b, or += if `add`.
+// c [rows, 16 panels] = a b, or += if `add`; at least one row.
 static inline void multiply(long rows, long panels, long depth, Bf16Left a, Bf16Right b, float* c,
                             long row, bool add, Ahead& ahead) {
   for (; panels >= 2; panels -= 2, b.p += 2 * b.panel, c += 32)
