@@ -95,7 +95,9 @@ def test_activations_are_right_to_a_rounding(isa: str, activation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [((5, 0, 200, 33, 64, 1), (40, 3, 130, 64, 0, 7), 4, 2, 24), UNEVEN], ids=["", "uneven"]
+    "shape",
+    [((5, 0, 200, 33, 64, 1), (40, 3, 130, 64, 0, 7), 4, 2, 24), UNEVEN],
+    ids=["", "uneven"],
 )
 def test_runs_are_bit_equal_whatever_the_threads(isa: str, shape: tuple) -> None:
     inputs, offsets = make(*shape)

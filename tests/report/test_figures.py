@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
-from kunlun.report.figures import draw_operators
+from kunlun.report.figures import _shares, draw_operators
 
 WAY = {"ms": 1.0, "roof_share": 0.5}
 REPORT = {
@@ -41,3 +42,13 @@ def test_figure_is_written(sweep: bool, tmp_path: Path) -> None:
     draw_operators(report, tmp_path / "ops.png")
     assert (tmp_path / "ops.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "ops.png").stat().st_size > 10_000
+
+
+def test_a_bar_above_the_roof_is_not_cut() -> None:
+    """A library may multiply faster than the product that the roof was measured with."""
+    axes = Figure().subplots()
+    fast = {"shape": "A", "ways": [{"way": "native", "both": {"ms": 1.0, "roof_share": 1.7}}]}
+    _shares(axes, [fast])
+    assert axes.get_ylim()[1] > 1.7
+    _shares(axes, [case for case in REPORT["cases"] if case["operator"] == "gdpa"])
+    assert axes.get_ylim()[1] == 1

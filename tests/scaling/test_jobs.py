@@ -69,6 +69,15 @@ def test_workers_share_the_threads_unless_told_otherwise(config, tmp_path, monke
     assert lines[0]["machine"]["threads"] == 1
 
 
+@pytest.fixture
+def _in_the_background():
+    """As what a script starts with &: it, and whom it starts, ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_in_the_background")
 def test_an_error_is_one_line_and_stops_the_others(config, tmp_path) -> None:
     dataset = source.open_data(config.data)
     long = cell(config, tmp_path, 0, max_steps=None, epochs=1e6)

@@ -67,7 +67,7 @@ def _best(way: dict[str, Any]) -> dict[str, Any] | None:
 def _shares(axes: Any, cases: list[dict[str, Any]]) -> dict[str, Any]:
     """Bars, one group a shape; returns name -> handle for the legend."""
     ways = [w for w in COLOURS if any(v["way"] == w and _best(v) for c in cases for v in c["ways"])]
-    width, handles = 0.8 / max(len(ways), 1), {}
+    width, handles, tallest = 0.8 / max(len(ways), 1), {}, 1.0
     for place, name in enumerate(ways):
         at, heights = [], []
         for group, case in enumerate(cases):
@@ -77,8 +77,10 @@ def _shares(axes: Any, cases: list[dict[str, Any]]) -> dict[str, Any]:
                     at.append(group + (place - (len(ways) - 1) / 2) * width)
                     heights.append(figures["roof_share"])
         handles[name] = axes.bar(at, heights, width, color=COLOURS[name])
+        tallest = max(tallest, *heights)
     axes.set_xticks(range(len(cases)), [case["shape"] for case in cases])
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, tallest if tallest == 1 else 1.05 * tallest)
+    axes.axhline(1, color="black", linewidth=0.8)
     axes.yaxis.grid(True, color="#dddddd")
     axes.set_axisbelow(True)
     return handles

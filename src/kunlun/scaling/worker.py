@@ -21,6 +21,8 @@ def main() -> int:
     """Train the cell; its line is the result."""
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # Whoever started us may be in the background and ignore it; what reaches us is meant for us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         cell, jobs = pickle.load(sys.stdin.buffer)
         threading.Thread(target=_interrupt_at_end_of_input, daemon=True).start()

@@ -15,12 +15,16 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
-    """The event is set by the first Ctrl-C (SIGINT); a second one is a plain KeyboardInterrupt."""
+    """The event is set by the first Ctrl-C (SIGINT); a second one is a plain KeyboardInterrupt.
+
+    Where SIGINT is ignored, as by what a shell's script put in the background, it stays so.
+    """
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may set signal handlers
-        return
     before = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if before == signal.SIG_IGN or not in_main_thread:  # others may not set signal handlers
+        yield asked
+        return
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         asked.set()

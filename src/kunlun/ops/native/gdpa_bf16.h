@@ -11,11 +11,9 @@
 
 namespace KUNLUN_ISA {
 
-// Query and key rows of a block. The forward's scores stay in the first cache, and are activated
-// before idle tile units go to sleep, from which they take 0.3 us to wake. The backward does so
-// much between products that they sleep anyway; its blocks are as long as the second cache allows.
-constexpr long kBf16Block = 32, kBackBlock = 128;
-constexpr long kBf16Keys = 128;
+// Query and key rows of a block. The forward's scores stay in the first cache (kRows); the
+// backward's blocks are as long as the second allows.
+constexpr long kBackBlock = 128, kBf16Keys = 128;
 
 // weights[0 .. n) = act(scale * scores[0 .. n)), rounded; n in twos of vectors.
 typedef void (*Weigh)(const float* scores, bfloat16* weights, long n, float scale);
@@ -98,10 +96,10 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       const long size = up(width, kDepth);
       k = c.take<bfloat16>(groups * up(keys, 32) * size);
       v = c.take<bfloat16>(groups * up(keys, 32) * size);
-      q = c.take<bfloat16>(kBf16Block * size);
-      p = c.take<bfloat16>(kBf16Block * kBf16Keys);
-      s = c.take<float>(kBf16Block * kBf16Keys);
-      o = c.take<float>(kBf16Block * size);
+      q = c.take<bfloat16>(kRows * size);
+      p = c.take<bfloat16>(kRows * kBf16Keys);
+      s = c.take<float>(kRows * kBf16Keys);
+      o = c.take<float>(kRows * size);
     }
   };
 
@@ -122,13 +120,15 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       paired_rows(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, f.v + g * each);
     }
     const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
+    // Blocks of nearly one size: a last one of few rows would wait for its own sums.
+    const long block = up(evenly(it.rows, kRows), kRowStep);
     const Item next = after(index);
-    Later<bfloat16> next_keys = keys_over(a.k, a.v, next, it, kBf16Block);
+    Later<bfloat16> next_keys = keys_over(a.k, a.v, next, it, block);
     const TileUse use;
-    for (long r = 0; r < it.rows; r += kBf16Block)
+    for (long r = 0; r < it.rows; r += block)
       for (long h = first; h < last; h++) {
-        const long rows = least(kBf16Block, it.rows - r), own = (h - first) / share * each;
-        const Block then = behind(r, h, it, next, kBf16Block);
+        const long rows = least(block, it.rows - r), own = (h - first) / share * each;
+        const Block then = behind(r, h, it, next, block);
         Ahead ahead;
         ahead.add(at(a.out, it.q_start + r, h), a.out.row, rows, width);
         ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);

@@ -23,7 +23,17 @@ struct Bf16Right {  // panel n at p + n * panel, its pair k at 32 * k
   long panel;
 };
 
+// Of n in the fewest blocks of at most `most`, the size of the largest if they differ little.
+static inline long evenly(long n, long most) {
+  const long blocks = (n + most - 1) / most;
+  return (n + blocks - 1) / blocks;
+}
+
 #if defined(__AMX_BF16__)
+
+// Rows of scores between two products, and what they come in. Longer, and idle tile units go to
+// sleep, from which they take 0.3 us to wake; in the backward they do anyway.
+constexpr long kRows = 32, kRowStep = kBand;
 
 // Every tile whole: 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -98,6 +108,8 @@ static __attribute__((noinline)) void multiply(long rows, long panels, long dept
 }
 
 #else
+
+constexpr long kRows = 48, kRowStep = 1;
 
 struct TileUse {
   ~TileUse() {}  // not trivial, as the other
