@@ -168,6 +168,11 @@ def test_importing_the_operators_imports_no_kernels() -> None:
     assert not set(kernels) & set(loaded)
 
 
+def test_importing_the_operators_does_not_import_the_compiler() -> None:
+    code = "import sys, kunlun.ops; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_every_room_is_in_the_table() -> None:
     assert set(rooms_of(SOURCE)) <= set(ROOMS)
     files = {file.stem for file in SOURCE.glob("*.py")}

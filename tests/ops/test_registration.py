@@ -28,6 +28,7 @@ from kunlun.ops import (
 )
 from kunlun.ops.gdpa.op import gdpa_backward_op, gdpa_op
 from kunlun.ops.norms.op import add_rms_norm_op, row_norm_op
+from kunlun.ops.registration import constant
 from kunlun.ops.seed_attention.op import seed_attention_backward_op, seed_attention_op
 from kunlun.ops.sum_kron.op import sum_kron_op
 from kunlun.ops.window_attention.op import window_attention_backward_op, window_attention_op
@@ -295,3 +296,8 @@ def test_forward_mode_is_refused(grad: bool) -> None:
         dual = forward_ad.make_dual(x, x)
         with pytest.raises(RuntimeError, match="jvp"):
             rms_norm(dual)
+
+
+def test_a_constant_is_what_torch_takes_for_one() -> None:
+    ours, torchs = (mark(lambda: 0) for mark in (constant, torch.compiler.assume_constant_result))
+    assert vars(ours) == vars(torchs) != {}

@@ -1,4 +1,4 @@
-"""How a function becomes an operator of torch, and gets its gradient.
+"""How a function becomes an operator of torch, gets its gradient, or is a constant to torch.compile.
 
 What torch.library.custom_op and its register_autograd give, at less cost of a call (docs/log.md, 1
 December): no wrapper around the function, no look for aliases at run time, one autograd.Function an
@@ -23,6 +23,16 @@ Save = Callable[[Any, tuple[Any, ...], Any], None]
 argument i."""
 Differentiate = Callable[..., tuple[Any, ...]]
 """(ctx, saved tensors, one gradient a result, or a list of them) -> one gradient an argument."""
+
+
+def constant(function: Function) -> Function:
+    """Decorator: torch.compile takes the answer and does not trace how it is found.
+
+    As torch.compiler.assume_constant_result, which imports the whole compiler for it: a second of
+    every start.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def operator(function: Callable[..., Any]) -> torch._ops.OpOverload:

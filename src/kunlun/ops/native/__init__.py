@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import torch
 
+from kunlun.ops.registration import constant
+
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
 _PRODUCTS = "{} is torch's matrix products, which the library's do not beat"
@@ -89,11 +91,8 @@ def why_not(operator: str, device: torch.device, dtype: torch.dtype | None) -> s
     return None if loaded else reason
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def state() -> tuple[bool, str]:
-    """Whether the library is loaded, and which or why not.
-
-    torch.compile takes the answer and does not trace how it is found.
-    """
+    """Whether the library is loaded, and which or why not."""
     library, reason = load()
     return library is not None, reason

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from kunlun.ops.registration import constant
+
 # Bytes of shared memory that a program of the largest shipped tile takes, as compiled for sm_90.
 SHARED_MEMORY = {
     "gdpa": 224 * 1024,
@@ -47,7 +49,7 @@ def why_not(
     return why
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def interpreted() -> bool:
     """Whether this process runs the kernels in Triton's interpreter."""
     if _why_not_installed() is not None:
@@ -57,7 +59,7 @@ def interpreted() -> bool:
     return interpreted
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def version() -> str:
     """What `choose` gives as its reason when it picks this backend."""
     return f"triton {_installed().version}"
@@ -84,12 +86,12 @@ def _installed() -> _Installed:
     return _Installed(version, None)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _why_not_installed() -> str | None:
     return _installed().problem
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant
 def _why_not_gpu(index: int | None, shared: int) -> str | None:
     if torch.version.hip is not None:
         return "the triton kernels are written for NVIDIA GPUs"
