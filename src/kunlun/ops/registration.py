@@ -1,4 +1,4 @@
-"""How a function becomes an operator of torch, gets its gradient, or is a constant to torch.compile.
+"""How a function becomes an operator of torch, gets its gradient, or is a constant when compiled.
 
 What torch.library.custom_op and its register_autograd give, at less cost of a call (docs/log.md, 1
 December): no wrapper around the function, no look for aliases at run time, one autograd.Function an
