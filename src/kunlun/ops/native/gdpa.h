@@ -1,5 +1,7 @@
 // GDPA: out = out_scale * act(scale * q k^T) v per sample and head.
 #pragma once
+#include <initializer_list>
+
 #include "activations.h"
 #include "gdpa_items.h"
 
@@ -18,8 +20,8 @@ constexpr bool kBuffersResults = false;
 template <class T>
 struct Gdpa : GdpaItems<T> {
   using Items = GdpaItems<T>;
-  using typename Items::Block, typename Items::Item;
-  using Items::a, Items::after, Items::at, Items::behind, Items::heads_each, Items::item,
+  using typename Items::Item;
+  using Items::a, Items::after, Items::ask_behind, Items::at, Items::heads_each, Items::item,
       Items::keys_over;
 
   bool forward(int64_t index) const {
@@ -50,9 +52,8 @@ struct Gdpa : GdpaItems<T> {
           write_zeros(to, a.out.row, rows, width);
           continue;
         }
-        const Block then = behind(r, h, it, next, kBlock);
         Ahead ahead;
-        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
+        ask_behind(ahead, a.q, r, h, it, next, kBlock);
         next_keys.add_to(ahead);
         ahead.spread(tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes));
         const float *panels = kt + (h - first) / share * each, *values = panels + keys * width;
@@ -103,10 +104,8 @@ struct Gdpa : GdpaItems<T> {
           write_zeros(to, a.dq.row, rows, width);
           continue;
         }
-        const Block then = behind(r, h, it, next, kBlock);
         Ahead ahead;
-        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
-        ahead.add(at(a.out, then.row, then.head), a.out.row, then.rows, width);
+        for (const Tensor3* t : {&a.q, &a.out}) ask_behind(ahead, *t, r, h, it, next, kBlock);
         next_keys.add_to(ahead);
         ahead.spread(2 * tiles_of(rows, keys / kLanes) + tiles_of(rows, size / kLanes) +
                      2 * tiles_of(it.keys, size / kLanes));

@@ -128,10 +128,8 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
     for (long r = 0; r < it.rows; r += block)
       for (long h = first; h < last; h++) {
         const long rows = least(block, it.rows - r), own = (h - first) / share * each;
-        const Block then = behind(r, h, it, next, block);
         Ahead ahead;
-        ahead.add(at(a.out, it.q_start + r, h), a.out.row, rows, width);
-        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
+        for (const Tensor3* t : {&a.q, &a.out}) ask_behind(ahead, *t, r, h, it, next, block);
         next_keys.add_to(ahead);
         ahead.spread(products_of(rows, up(it.keys, 32) / 16) + products_of(rows, size / 16));
         const Bf16Left q = left_rows(at(a.q, it.q_start + r, h), a.q.row, rows,
@@ -222,11 +220,9 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       for (long h = first; h < last; h++) {
         const long rows = least(kBackBlock, it.rows - r), own = (h - first) / share * each;
         const bool add = r > 0 || (h - first) % share > 0;  // the first block writes dk and dv
-        const Block then = behind(r, h, it, next, kBackBlock);
         Ahead ahead;
-        ahead.add(at(a.dq, it.q_start + r, h), a.dq.row, rows, width);
-        ahead.add(at(a.q, then.row, then.head), a.q.row, then.rows, width);
-        ahead.add(at(a.out, then.row, then.head), a.out.row, then.rows, width);
+        for (const Tensor3* t : {&a.q, &a.out, &a.dq})
+          ask_behind(ahead, *t, r, h, it, next, kBackBlock);
         next_keys.add_to(ahead);
         key_sums.add_to(ahead);
         ahead.spread(2 * products_of(rows, all_columns / 16) + products_of(rows, size / 16) +

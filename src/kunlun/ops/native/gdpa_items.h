@@ -57,16 +57,15 @@ struct GdpaItems {
             whose.keys, blocks ? (whose.keys + blocks - 1) / blocks : 0, whose.groups * a.width};
   }
 
-  struct Block {  // of rows of q, and a head
-    long row, rows, head;
-  };
-  // What is read after the block at row r of an item and head h.
-  Block behind(long r, long h, const Item& it, const Item& next, long block) const {
-    const long first = it.group * heads_each(), last = first + it.groups * heads_each();
-    if (h + 1 < last) return {it.q_start + r, least(block, it.rows - r), h + 1};
-    r += block;
-    if (r < it.rows) return {it.q_start + r, least(block, it.rows - r), first};
-    return {next.q_start, least(block, next.rows), next.group * heads_each()};
+  // Asks for head h's share of the block of rows after the one at row r, of all heads of an item.
+  void ask_behind(Ahead& ahead, const Tensor3& t, long r, long h, const Item& it, const Item& next,
+                  long block) const {
+    const bool more = r + block < it.rows;
+    const Item& whose = more ? it : next;
+    const long row = more ? r + block : 0, share = heads_each();
+    ask_share(ahead, at(t, whose.q_start + row, whose.group * share), t.row,
+              least(block, whose.rows - row), whose.groups * share * a.width,
+              h - it.group * share, it.groups * share);
   }
 
   // Gradients of k and v are sums over all rows of a sample: a backward leaves it whole.

@@ -85,17 +85,32 @@ class Ahead {
   // From now on; to be done after `times` calls of ask.
   void spread(long times) { portion_ = times > 0 ? (lines_ + times - 1) / times : 0; }
   void ask() {
-    for (long left = portion_; left > 0 && current_ < count_; left--) {
-      Area& area = areas_[current_];
-      __builtin_prefetch(area.p + at_, 0, 2);
-      at_ += kLine;
-      if (at_ < area.bytes) continue;
-      at_ = 0;
-      area.p += area.stride;
-      if (--area.rows == 0) current_++;
+    for (long left = portion_; left > 0 && current_ < count_;) {
+      Area area = areas_[current_];
+      long at = at_;
+      for (; left > 0 && area.rows > 0; left--) {
+        __builtin_prefetch(area.p + at, 0, 2);
+        at += kLine;
+        if (at < area.bytes) continue;
+        at = 0;
+        area.p += area.stride;
+        area.rows--;
+      }
+      areas_[current_] = area;
+      at_ = at;
+      if (area.rows == 0) current_++;
     }
   }
 };
+
+// Asks for a share of rows that all heads of an item will read, `width` elements in all: in the
+// order of memory, a page after the other, which a head at a time does not do.
+template <class T>
+static inline void ask_share(Ahead& ahead, const T* from, long stride, long rows, long width,
+                             long turn, long turns) {
+  const long each = (rows + turns - 1) / turns, first = turn * each;
+  ahead.add(from + first * stride, stride, least(each, rows - first), width);
+}
 
 // Rows of two matrices that will be read or written one day, a share of them asked for at a time.
 template <class T>

@@ -26,15 +26,6 @@ static inline long heads_at_once(long heads, long each, long samples, long threa
   return most(1, least(least(heads, kKept / most(1, each)), some));
 }
 
-// Asks for a share of rows that all heads of an item will read, `width` elements in all: in the
-// order of memory, a page after the other, which a head at a time does not do.
-template <class T>
-static inline void ask_share(Ahead& ahead, const T* from, long stride, long rows, long width,
-                             long turn, long turns) {
-  const long each = (rows + turns - 1) / turns, first = turn * each;
-  ahead.add(from + first * stride, stride, least(each, rows - first), width);
-}
-
 // Of a chunk's keys those that one of `queries` queries from `query` on may read.
 static inline Span keys_of(Band band, long keys, long key, long queries, long query) {
   const long from = least(keys, most(0, query + band.low - key));
