@@ -1,7 +1,6 @@
 // GDPA of bfloat16 tensors with the products of product_bf16.h. Queries are multiplied where they
-// lie; activated scores are rounded to bfloat16. Gradients of k and v grow transposed, q^T and
-// grad^T times scores, so that scores are right factors: pairing their rows costs less than
-// transposing them. What will be written is asked for ahead as well: +3 % on Zen 5.
+// lie; activated scores are rounded to bfloat16. What will be written is asked for ahead as well:
+// +3 % on Zen 5.
 #pragma once
 #include <initializer_list>
 
@@ -32,7 +31,7 @@ static const Weigh kWeigh[] = {weigh<Raw>,  weigh<Gelu>,       weigh<GeluApprox>
 
 struct Scores {  // of a block in the backward
   const float *s, *ds;                       // [rows, columns]: q k^T, and grad v^T
-  bfloat16 *p_pairs, *ds_pairs, *ds_rows;    // act(s), and act'(s) ds twice: right and left factor
+  bfloat16 *p_pairs, *ds_pairs, *ds_rows;    // act(s), and act'(s) ds twice: in pairs, in rows
   long columns, panel;                       // panel: of the pairs, which are of rows
 };
 
@@ -173,13 +172,14 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
   static constexpr long kPairPanel = 16 * kBackBlock;
 
   struct BackwardBuffers {
-    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *qt, *gradt, *p_pairs, *ds_pairs, *ds_rows;
+    bfloat16 *k_columns, *v_columns, *k, *q, *grad, *q_sum, *grad_sum;
+    bfloat16 *p_pairs, *ds_pairs, *ds_rows;
     float *s, *ds, *dq, *dk, *dv;
     void carve(Carver& c, long keys, long width, long groups) {
       const long size = up(width, kDepth), columns = up(keys, 32);
       for (bfloat16** x : {&k_columns, &v_columns, &k})
         *x = c.take<bfloat16>(groups * columns * size);
-      for (bfloat16** x : {&q, &grad, &qt, &gradt}) *x = c.take<bfloat16>(kBackBlock * size);
+      for (bfloat16** x : {&q, &grad, &q_sum, &grad_sum}) *x = c.take<bfloat16>(kBackBlock * size);
       for (bfloat16** x : {&p_pairs, &ds_pairs, &ds_rows})
         *x = c.take<bfloat16>(kBackBlock * kBf16Keys);
       for (float** x : {&s, &ds}) *x = c.take<float>(kBackBlock * kBf16Keys);
@@ -226,14 +226,14 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
         next_keys.add_to(ahead);
         key_sums.add_to(ahead);
         ahead.spread(2 * products_of(rows, all_columns / 16) + products_of(rows, size / 16) +
-                     2 * products_of(width, all_columns / 16));
+                     2 * sums_of(it.keys, width));
         const long there = a.q_rows - it.q_start - r;
         const bfloat16* from = at(a.q, it.q_start + r, h);
         const bfloat16* outer = at(a.out, it.q_start + r, h);
         const Bf16Left q = left_rows(from, a.q.row, rows, there, width, f.q);
         const Bf16Left grad = left_rows(outer, a.out.row, rows, there, width, f.grad);
-        const Bf16Left qt = turned_rows(from, a.q.row, rows, width, f.qt);
-        const Bf16Left gradt = turned_rows(outer, a.out.row, rows, width, f.gradt);
+        rows_to_sum(from, a.q.row, rows, width, f.q_sum);
+        rows_to_sum(outer, a.out.row, rows, width, f.grad_sum);
         for (long j = 0; j < it.keys; j += kBf16Keys) {
           const long keys = least(kBf16Keys, it.keys - j), columns = up(keys, 32);
           const long panel = own + j / 16 * column_panel;
@@ -249,18 +249,18 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
           silence_rows(f.ds_pairs, rows, keys);
           multiply(rows, size / 16, keys, {f.ds_rows, columns}, {f.k + own + 16 * j, row_panel},
                    f.dq, size, j > 0, ahead);
-          multiply(width, columns / 16, rows, qt, {f.ds_pairs, kPairPanel}, f.dk + own + j,
-                   all_columns, add, ahead);
-          multiply(width, columns / 16, rows, gradt, {f.p_pairs, kPairPanel}, f.dv + own + j,
+          sum_rows(f.q_sum, f.ds_pairs, kPairPanel, rows, keys, width, f.dk + own, j, all_columns,
+                   add, ahead);
+          sum_rows(f.grad_sum, f.p_pairs, kPairPanel, rows, keys, width, f.dv + own, j,
                    all_columns, add, ahead);
         }
         write_half(f.dq, size, rows, width, (float)(a.scale * a.out_scale),
                    at(a.dq, it.q_start + r, h), a.dq.row);
       }
     for (long g = 0; g < it.groups; g++) {
-      write_turned(f.dk + g * each, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
+      write_sums(f.dk + g * each, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
                    at(a.dk, it.k_start, it.group + g), a.dk.row);
-      write_turned(f.dv + g * each, all_columns, it.keys, width, (float)a.out_scale,
+      write_sums(f.dv + g * each, all_columns, it.keys, width, (float)a.out_scale,
                    at(a.dv, it.k_start, it.group + g), a.dv.row);
     }
     return true;

@@ -115,7 +115,8 @@ struct TileUse {
   ~TileUse() {}  // not trivial, as the other
 };
 
-template <int M, int V>
+// Turned: the left factor lies as a panel of a right one does, and element (m, k) of it is (k, m).
+template <int M, int V, bool Turned = false>
 static inline void pair_tile(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add) {
   __m512 sum[M][V];
 #pragma GCC unroll 16
@@ -129,7 +130,7 @@ static inline void pair_tile(Bf16Left a, Bf16Right b, long depth, float* c, long
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       int32_t pair;
-      memcpy(&pair, a.p + m * a.row + k, 4);
+      memcpy(&pair, Turned ? a.p + 16 * k + 2 * m : a.p + m * a.row + k, 4);
       const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], right[v], left);
@@ -262,6 +263,29 @@ static __attribute__((noinline)) void paired_rows(const bfloat16* from, long str
       });
 }
 
+// Two vectors rounded side by side; NaN stays, what is smaller than any normal number becomes 0.
+static inline __m512i rounded(vec low, vec high) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+
+// Padded rows of float32 into the tensor.
+static inline void write_half(const float* from, long row, long rows, long width, float factor,
+                              bfloat16* to, long stride) {
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d += 32) {
+      const float* p = from + r * row + d;
+      const long n = width - d;
+      const __m512i x = rounded(factor * load(p), n > 16 ? factor * load(p + 16) : vec{});
+      if (n >= 32) _mm512_storeu_si512(to + r * stride + d, x);
+      else _mm512_mask_storeu_epi16(to + r * stride + d, (__mmask32)((1u << n) - 1), x);
+    }
+}
+
+// Gradients of k and v are sums over rows: scores^T x, of x and of scores that lie in pairs of rows
+// as a right factor does. Tiles take x^T scores, since it costs more to turn scores than x, and the
+// sums grow turned; vectors take scores from where they are.
+#if defined(__AMX_BF16__)
+
 // Rows transposed into a left factor [up(width, kBand), up(rows, kDepth)].
 static __attribute__((noinline)) Bf16Left turned_rows(const bfloat16* from, long stride, long rows,
                                                       long width, bfloat16* to) {
@@ -284,25 +308,7 @@ static __attribute__((noinline)) Bf16Left turned_rows(const bfloat16* from, long
   return {to, size};
 }
 
-// Two vectors rounded side by side; NaN stays, what is smaller than any normal number becomes 0.
-static inline __m512i rounded(vec low, vec high) {
-  return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-}
-
-// Padded rows of float32 into the tensor.
-static inline void write_half(const float* from, long row, long rows, long width, float factor,
-                              bfloat16* to, long stride) {
-  for (long r = 0; r < rows; r++)
-    for (long d = 0; d < width; d += 32) {
-      const float* p = from + r * row + d;
-      const long n = width - d;
-      const __m512i x = rounded(factor * load(p), n > 16 ? factor * load(p + 16) : vec{});
-      if (n >= 32) _mm512_storeu_si512(to + r * stride + d, x);
-      else _mm512_mask_storeu_epi16(to + r * stride + d, (__mmask32)((1u << n) - 1), x);
-    }
-}
-
-// The same from columns: from[d * row + r] is channel d of row r.
+// As write_half from columns: from[d * row + r] is channel d of row r.
 static __attribute__((noinline)) void write_turned(const float* from, long row, long rows,
                                                    long width, float factor, bfloat16* to,
                                                    long stride) {
@@ -321,5 +327,69 @@ static __attribute__((noinline)) void write_turned(const float* from, long row, 
                  to + r * stride + d, stride);
     }
 }
+
+static inline void rows_to_sum(const bfloat16* from, long stride, long rows, long width,
+                               bfloat16* to) {
+  turned_rows(from, stride, rows, width, to);
+}
+// Sums of the keys from `key` on = scores^T x, or += if `add`; keys in all: all_columns.
+static inline void sum_rows(const bfloat16* x, const bfloat16* scores, long panel, long rows,
+                            long keys, long width, float* sums, long key, long all_columns,
+                            bool add, Ahead& ahead) {
+  multiply(width, up(keys, 32) / 16, rows, {x, up(rows, kDepth)}, {scores, panel}, sums + key,
+           all_columns, add, ahead);
+}
+static inline long sums_of(long keys, long width) { return products_of(width, up(keys, 32) / 16); }
+static inline void write_sums(const float* sums, long all_columns, long keys, long width,
+                              float factor, bfloat16* to, long stride) {
+  write_turned(sums, all_columns, keys, width, factor, to, stride);
+}
+
+#else
+
+static inline void rows_to_sum(const bfloat16* from, long stride, long rows, long width,
+                               bfloat16* to) {
+  paired_rows(from, stride, rows, width, to);
+}
+
+constexpr long kSumRows = 8;  // half a panel
+
+template <int V>
+static __attribute__((noinline)) void sum_column(long keys, long panel, Bf16Left a, Bf16Right b,
+                                                 long depth, float* c, long row, bool add,
+                                                 Ahead& ahead) {
+  static constexpr PairTile kOf[] = {
+      nullptr,                  pair_tile<1, V, true>, pair_tile<2, V, true>,
+      pair_tile<3, V, true>,    pair_tile<4, V, true>, pair_tile<5, V, true>,
+      pair_tile<6, V, true>,    pair_tile<7, V, true>, pair_tile<8, V, true>};
+  static_assert(sizeof kOf / sizeof *kOf == kSumRows + 1);
+  for (long j = 0; j < keys; j += kSumRows, c += kSumRows * row) {
+    ahead.ask();
+    const Bf16Left some = {a.p + j / 16 * panel + 2 * (j % 16), a.row};
+    kOf[least(kSumRows, keys - j)](some, b, depth, c, row, add);
+  }
+}
+
+// Sums of the keys from `key` on = scores^T x, or += if `add`.
+static inline void sum_rows(const bfloat16* x, const bfloat16* scores, long panel, long rows,
+                            long keys, long width, float* sums, long key, long, bool add,
+                            Ahead& ahead) {
+  const long size = up(width, 16);
+  Bf16Right right = {x, 16 * up(rows, kDepth)};
+  float* to = sums + key * size;
+  long n = size / 16;
+  for (; n >= 2; n -= 2, right.p += 2 * right.panel, to += 32)
+    sum_column<2>(keys, panel, {scores, 0}, right, rows, to, size, add, ahead);
+  if (n) sum_column<1>(keys, panel, {scores, 0}, right, rows, to, size, add, ahead);
+}
+static inline long sums_of(long keys, long width) {
+  return (keys + kSumRows - 1) / kSumRows * ((up(width, 16) / 16 + 1) / 2);
+}
+static inline void write_sums(const float* sums, long, long keys, long width, float factor,
+                              bfloat16* to, long stride) {
+  write_half(sums, up(width, 16), keys, width, factor, to, stride);
+}
+
+#endif
 
 }  // namespace KUNLUN_ISA
