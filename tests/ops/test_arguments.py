@@ -159,7 +159,7 @@ def test_choose_returns_its_reason() -> None:
         "the native library computes float32 and bfloat16 and the dtype is torch.float64",
     )
     assert choose("sum_kron", device="cpu") == Choice(
-        "portable", "sum_kron is torch's matrix products, which the library's do not beat"
+        "portable", "sum_kron is torch's matrix products; the library has none of its own"
     )
     assert choose("gdpa", device="cpu", backend="portable").reason == "asked for"
     assert choose("gdpa", device="cpu", backend="native") == Choice("native", "asked for")

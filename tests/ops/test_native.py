@@ -252,7 +252,7 @@ def test_results_larger_than_a_cache_hold_the_same_bits(
 
 
 def test_groups_of_heads_of_two_sizes_match_the_reference(threads: Callable[[int], None]) -> None:
-    """Five heads, of which an item takes three or four: for the threads, then for the cache."""
+    """Five heads, of which an item takes a part: for the threads, then for the cache."""
     for count, lengths, dim, window, seeds in [
         (2, (20,) * 5, 16, 9, 7),
         (1, (1000, 0, 40), 64, 400, 512),

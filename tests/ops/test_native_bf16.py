@@ -23,8 +23,8 @@ pytestmark = needs_native
 
 BF16 = torch.bfloat16
 EPS = torch.finfo(BF16).eps
-# Of few keys an item takes all five key heads, of 90 in a backward and 300 in a forward three, of
-# 300 in a backward one.
+# On one thread an item takes five key heads of few keys, three of 90 in a backward or 300 in a
+# forward, one of 300 in a backward.
 UNEVEN = ((40, 0, 33, 7), (20, 3, 90, 300), 10, 5, 128)
 SHAPES = [  # rows, keys, H, Hkv, D: whole tiles, and every kind of rest
     ((64, 128), (32, 64), 2, 2, 64),

@@ -24,7 +24,7 @@ from kunlun.ops.registration import constant
 
 DTYPES = (torch.float32, torch.bfloat16)
 ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")
-_PRODUCTS = "{} is torch's matrix products, which the library's do not beat"
+_PRODUCTS = "{} is torch's matrix products; the library has none of its own"
 LACKS = {
     "sum_kron": _PRODUCTS.format("sum_kron"),
     "mix_rows": _PRODUCTS.format("mix_rows"),

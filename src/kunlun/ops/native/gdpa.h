@@ -149,7 +149,8 @@ struct Gdpa : GdpaItems<T> {
   }
 
   static Status run(const GdpaArgs* a, bool backward) {
-    const Gdpa context = {Items::of(*a, backward, (backward ? 5 : 2) * sizeof(float) * padded(a->width))};
+    const long bytes = (backward ? 5 : 2) * sizeof(float);
+    const Gdpa context = {Items::of(*a, backward, bytes * padded(a->width))};
     if (!context.work.data) return kNoMemory;
     const auto body =
         backward ? call<Gdpa, &Gdpa::backward> : call<Gdpa, &Gdpa::forward>;

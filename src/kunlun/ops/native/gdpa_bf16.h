@@ -10,9 +10,22 @@
 
 namespace KUNLUN_ISA {
 
-// Query and key rows of a block. The forward's scores stay in the first cache (kRows); the
-// backward's blocks are as long as the second allows.
+// Query and key rows of a block. The backward's blocks are as long as the second cache allows, the
+// forward's scores stay in the first: with AMX they are activated before idle tile units go to
+// sleep, from which they take 0.3 us to wake (in the backward they sleep anyway); with vectors 48
+// rows are four whole tiles of registers.
 constexpr long kBackBlock = 128, kBf16Keys = 128;
+#if defined(__AMX_BF16__)
+constexpr long kForwardBlock = 32;
+static inline long forward_block(long) { return kForwardBlock; }
+#else
+constexpr long kForwardBlock = 48;
+// Blocks of nearly one size: a last one of few rows would wait for its own sums.
+static inline long forward_block(long rows) {
+  const long blocks = (rows + kForwardBlock - 1) / kForwardBlock;
+  return (rows + blocks - 1) / blocks;
+}
+#endif
 
 // weights[0 .. n) = act(scale * scores[0 .. n)), rounded; n in twos of vectors.
 typedef void (*Weigh)(const float* scores, bfloat16* weights, long n, float scale);
@@ -95,10 +108,10 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       const long size = up(width, kDepth);
       k = c.take<bfloat16>(groups * up(keys, 32) * size);
       v = c.take<bfloat16>(groups * up(keys, 32) * size);
-      q = c.take<bfloat16>(kRows * size);
-      p = c.take<bfloat16>(kRows * kBf16Keys);
-      s = c.take<float>(kRows * kBf16Keys);
-      o = c.take<float>(kRows * size);
+      q = c.take<bfloat16>(kForwardBlock * size);
+      p = c.take<bfloat16>(kForwardBlock * kBf16Keys);
+      s = c.take<float>(kForwardBlock * kBf16Keys);
+      o = c.take<float>(kForwardBlock * size);
     }
   };
 
@@ -119,8 +132,7 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       paired_rows(at(a.v, it.k_start, it.group + g), a.v.row, it.keys, width, f.v + g * each);
     }
     const long k_panel = 16 * up(width, kDepth), v_panel = 16 * up(it.keys, kDepth);
-    // Blocks of nearly one size: a last one of few rows would wait for its own sums.
-    const long block = up(evenly(it.rows, kRows), kRowStep);
+    const long block = forward_block(it.rows);
     const Item next = after(index);
     Later<bfloat16> next_keys = keys_over(a.k, a.v, next, it, block);
     const TileUse use;
@@ -157,7 +169,7 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       _mm512_storeu_si512(last, load_half(last, keys % 32));
     }
   }
-  // The same for rows of paired rows.
+  // The same for rows of paired rows, of which tiles read whole steps.
   static void silence_rows(bfloat16* p, long rows, long keys) {
     for (long j = 0; j < keys; j += 16, p += kPairPanel) {
       bfloat16* last = p + 32 * (rows / 2);
@@ -259,9 +271,9 @@ struct GdpaBf16 : GdpaItems<bfloat16> {
       }
     for (long g = 0; g < it.groups; g++) {
       write_sums(f.dk + g * each, all_columns, it.keys, width, (float)(a.scale * a.out_scale),
-                   at(a.dk, it.k_start, it.group + g), a.dk.row);
+                 at(a.dk, it.k_start, it.group + g), a.dk.row);
       write_sums(f.dv + g * each, all_columns, it.keys, width, (float)a.out_scale,
-                   at(a.dv, it.k_start, it.group + g), a.dv.row);
+                 at(a.dv, it.k_start, it.group + g), a.dv.row);
     }
     return true;
   }

@@ -15,9 +15,9 @@ template <class T>
 struct GdpaItems {
   const GdpaArgs& a;
   Parts work;
-  long key_bytes;  // of a key, of one head
-  long most_heads;  // key heads an item, so that every thread gets four items
-  long slices;     // items of a part: those of the sample with most keys
+  long key_bytes;   // of a key, of one head
+  long most_heads;  // at most so many key heads an item, so that every thread gets four items
+  long slices;      // items of a part: those of the sample with most keys
 
   static T* at(const Tensor3& t, long row, long head) {
     return static_cast<T*>(t.data) + row * t.row + head * t.head;
@@ -47,7 +47,11 @@ struct GdpaItems {
 
   // The item that this thread is likely to take next; without rows if there is none.
   Item after(int64_t index) const {
-    return index + a.threads < items() ? item(index + a.threads) : Item{};
+    for (int64_t i = index + a.threads; i < items(); i++) {
+      const Item next = item(i);
+      if (next.groups) return next;
+    }
+    return {};
   }
   // The rows of the keys of `whose` in two tensors, a share of them for every block of `it`.
   Later<T> keys_over(const Tensor3& x, const Tensor3& y, const Item& whose, const Item& it,
@@ -57,7 +61,8 @@ struct GdpaItems {
             whose.keys, blocks ? (whose.keys + blocks - 1) / blocks : 0, whose.groups * a.width};
   }
 
-  // Asks for head h's share of the block of rows after the one at row r, of all heads of an item.
+  // Asks for head h's share of the block of rows after the one at row r, of all heads of an item,
+  // which are taken to lie side by side.
   void ask_behind(Ahead& ahead, const Tensor3& t, long r, long h, const Item& it, const Item& next,
                   long block) const {
     const bool more = r + block < it.rows;

@@ -1,9 +1,10 @@
 // Products of bfloat16 matrices summed in float32: on AMX tiles, or by vdpbf16ps on vectors.
 //
 // Both instructions take depth in pairs and round nothing before the sum. A left factor lies in
-// rows, zero-padded to whole steps of kDepth. A right factor lies in panels of 16 columns with the
-// pairs side by side: [columns / 16][depth / 2][16][2], padded in the same way. Rows of a result
-// come in whole bands of kBand; what the left factor holds in rows past its last goes nowhere else.
+// rows, zero-padded to whole steps of kDepth; that of sums over rows, further down, elsewhere. A
+// right factor lies in panels of 16 columns with the pairs side by side:
+// [columns / 16][depth / 2][16][2], padded in the same way. Rows of a result come in whole bands of
+// kBand; what the left factor holds in rows past its last goes nowhere else.
 #pragma once
 #include "product.h"
 
@@ -23,17 +24,7 @@ struct Bf16Right {  // panel n at p + n * panel, its pair k at 32 * k
   long panel;
 };
 
-// Of n in the fewest blocks of at most `most`, the size of the largest if they differ little.
-static inline long evenly(long n, long most) {
-  const long blocks = (n + most - 1) / most;
-  return (n + blocks - 1) / blocks;
-}
-
 #if defined(__AMX_BF16__)
-
-// Rows of scores between two products, and what they come in. Longer, and idle tile units go to
-// sleep, from which they take 0.3 us to wake; in the backward they do anyway.
-constexpr long kRows = 32, kRowStep = kBand;
 
 // Every tile whole: 16 rows of 64 bytes.
 struct alignas(64) TileConfig {
@@ -109,13 +100,12 @@ static __attribute__((noinline)) void multiply(long rows, long panels, long dept
 
 #else
 
-constexpr long kRows = 48, kRowStep = 1;
-
 struct TileUse {
   ~TileUse() {}  // not trivial, as the other
 };
 
-// Turned: the left factor lies as a panel of a right one does, and element (m, k) of it is (k, m).
+// Turned: the left factor lies in a panel of a right one, its pair k, k + 1 of row m at
+// p[16 k + 2 m].
 template <int M, int V, bool Turned = false>
 static inline void pair_tile(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add) {
   __m512 sum[M][V];
@@ -286,9 +276,9 @@ static inline void write_half(const float* from, long row, long rows, long width
 // sums grow turned; vectors take scores from where they are.
 #if defined(__AMX_BF16__)
 
-// Rows transposed into a left factor [up(width, kBand), up(rows, kDepth)].
-static __attribute__((noinline)) Bf16Left turned_rows(const bfloat16* from, long stride, long rows,
-                                                      long width, bfloat16* to) {
+// Rows as `sum_rows` takes them: turned into a left factor [up(width, kBand), up(rows, kDepth)].
+static __attribute__((noinline)) void rows_to_sum(const bfloat16* from, long stride, long rows,
+                                                  long width, bfloat16* to) {
   const long size = up(rows, kDepth);
   for (long d = 0; d < width; d += 32)
     for (long r = 0; r < rows; r += 32) {
@@ -305,20 +295,18 @@ static __attribute__((noinline)) Bf16Left turned_rows(const bfloat16* from, long
 #pragma GCC unroll 16
       for (int i = 0; i < 16; i++) store((float*)(to + (d + 16 + i) * size + r), second[i]);
     }
-  return {to, size};
 }
 
-// As write_half from columns: from[d * row + r] is channel d of row r.
-static __attribute__((noinline)) void write_turned(const float* from, long row, long rows,
-                                                   long width, float factor, bfloat16* to,
-                                                   long stride) {
+// Into the tensor, from sums[d * row + r] for channel d of key r.
+static __attribute__((noinline)) void write_sums(const float* sums, long row, long rows, long width,
+                                                 float factor, bfloat16* to, long stride) {
   alignas(64) float lines[16 * 32];  // of whole cache lines once rounded
   for (long r = 0; r < rows; r += 16)
     for (long d = 0; d < width; d += 32) {
       for (long e = 0; e < least(32, width - d); e += 16) {
         vec block[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) block[i] = load(from + (d + e + i) * row + r);
+        for (int i = 0; i < 16; i++) block[i] = load(sums + (d + e + i) * row + r);
         transpose(block);
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) store(lines + 32 * i + e, block[i]);
@@ -328,10 +316,6 @@ static __attribute__((noinline)) void write_turned(const float* from, long row, 
     }
 }
 
-static inline void rows_to_sum(const bfloat16* from, long stride, long rows, long width,
-                               bfloat16* to) {
-  turned_rows(from, stride, rows, width, to);
-}
 // Sums of the keys from `key` on = scores^T x, or += if `add`; keys in all: all_columns.
 static inline void sum_rows(const bfloat16* x, const bfloat16* scores, long panel, long rows,
                             long keys, long width, float* sums, long key, long all_columns,
@@ -340,10 +324,6 @@ static inline void sum_rows(const bfloat16* x, const bfloat16* scores, long pane
            all_columns, add, ahead);
 }
 static inline long sums_of(long keys, long width) { return products_of(width, up(keys, 32) / 16); }
-static inline void write_sums(const float* sums, long all_columns, long keys, long width,
-                              float factor, bfloat16* to, long stride) {
-  write_turned(sums, all_columns, keys, width, factor, to, stride);
-}
 
 #else
 
@@ -352,21 +332,24 @@ static inline void rows_to_sum(const bfloat16* from, long stride, long rows, lon
   paired_rows(from, stride, rows, width, to);
 }
 
-constexpr long kSumRows = 8;  // half a panel
+template <int V, int M = 16 / V>
+static inline void sum_tile_of(long keys, Bf16Left a, Bf16Right b, long depth, float* c, long row,
+                               bool add) {
+  if constexpr (M > 0) {
+    if (keys == M) return pair_tile<M, V, true>(a, b, depth, c, row, add);
+    return sum_tile_of<V, M - 1>(keys, a, b, depth, c, row, add);
+  }
+}
 
 template <int V>
-static __attribute__((noinline)) void sum_column(long keys, long panel, Bf16Left a, Bf16Right b,
-                                                 long depth, float* c, long row, bool add,
-                                                 Ahead& ahead) {
-  static constexpr PairTile kOf[] = {
-      nullptr,                  pair_tile<1, V, true>, pair_tile<2, V, true>,
-      pair_tile<3, V, true>,    pair_tile<4, V, true>, pair_tile<5, V, true>,
-      pair_tile<6, V, true>,    pair_tile<7, V, true>, pair_tile<8, V, true>};
-  static_assert(sizeof kOf / sizeof *kOf == kSumRows + 1);
-  for (long j = 0; j < keys; j += kSumRows, c += kSumRows * row) {
+static __attribute__((noinline)) void sum_column(const bfloat16* scores, long panel, long keys,
+                                                 Bf16Right x, long rows, float* c, long row,
+                                                 bool add, Ahead& ahead) {
+  constexpr long kHeight = 16 / V;  // keys of a tile; fewer sums would wait for each other
+  for (long j = 0; j < keys; j += kHeight, c += kHeight * row) {
     ahead.ask();
-    const Bf16Left some = {a.p + j / 16 * panel + 2 * (j % 16), a.row};
-    kOf[least(kSumRows, keys - j)](some, b, depth, c, row, add);
+    const Bf16Left some = {scores + j / 16 * panel + 2 * (j % 16), 0};
+    sum_tile_of<V>(least(kHeight, keys - j), some, x, rows, c, row, add);
   }
 }
 
@@ -379,11 +362,12 @@ static inline void sum_rows(const bfloat16* x, const bfloat16* scores, long pane
   float* to = sums + key * size;
   long n = size / 16;
   for (; n >= 2; n -= 2, right.p += 2 * right.panel, to += 32)
-    sum_column<2>(keys, panel, {scores, 0}, right, rows, to, size, add, ahead);
-  if (n) sum_column<1>(keys, panel, {scores, 0}, right, rows, to, size, add, ahead);
+    sum_column<2>(scores, panel, keys, right, rows, to, size, add, ahead);
+  if (n) sum_column<1>(scores, panel, keys, right, rows, to, size, add, ahead);
 }
 static inline long sums_of(long keys, long width) {
-  return (keys + kSumRows - 1) / kSumRows * ((up(width, 16) / 16 + 1) / 2);
+  const long panels = up(width, 16) / 16;
+  return up(keys, 8) / 8 * (panels / 2) + up(keys, 16) / 16 * (panels % 2);
 }
 static inline void write_sums(const float* sums, long, long keys, long width, float factor,
                               bfloat16* to, long stride) {
