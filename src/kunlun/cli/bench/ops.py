@@ -44,7 +44,7 @@ def command(
     """Time every operator beside the padded path and torch's attentions.
 
     Each result and gradient is first compared with float64; a wrong one is not timed. A whole run
-    takes a quarter of an hour on one core. Times are CPU time where one thread computes.
+    takes twenty minutes on one core. Times are CPU time where one thread computes.
     """
     from kunlun.bench import tables
     from kunlun.bench.report_file import read_report, rounded, write_report
