@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # it, too, keeps the functions that it finds when it is imported
 from torch.utils._device import _device_constructors
 
 _device_constructors()  # torch keeps what it finds at the first call: its own functions, not ours
