@@ -1,9 +1,10 @@
 """The C++ library behind the operators on CPU: loading it, and what it can run.
 
-One file an operator (gdpa.h, softmax.h with window_attention.h and seed_attention.h, called from
-attention.py; hstu_attention.h, called from hstu.py; norm.h, rotary.h, gelu.h and adagrad.h,
-called from rows.py), over small matrix products (product.h) and vector functions (vector.h),
-compiled once an instruction set (kernels.cpp) and chosen at run time (library.cpp). Nothing in it
+One file an operator (gdpa.h with gdpa_items.h, softmax.h with window_attention.h and
+seed_attention.h, called from attention.py; hstu_attention.h, called from hstu.py; norm.h, rotary.h,
+gelu.h and adagrad.h, called from rows.py), over small matrix products (product.h) and vector
+functions (vector.h), compiled once an instruction set (kernels.cpp) and chosen at run time
+(library.cpp). Nothing in it
 knows torch: call.py hands over addresses, strides and torch's number of threads.
 Results are computed in float32, bit-equal whatever the neighbours of a sample and the number of
 threads. Where the machine multiplies bfloat16 itself (vdpbf16ps, AMX tiles), gdpa of bfloat16 does

@@ -106,7 +106,7 @@ struct TileUse {
 
 // Turned: the left factor lies in a panel of a right one, its pair k, k + 1 of row m at
 // p[16 k + 2 m].
-template <int M, int V, bool Turned = false>
+template <int M, int V, bool Turned>
 static inline void pair_tile(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add) {
   __m512 sum[M][V];
 #pragma GCC unroll 16
@@ -133,22 +133,24 @@ static inline void pair_tile(Bf16Left a, Bf16Right b, long depth, float* c, long
     for (int v = 0; v < V; v++) store(c + v * 16, (vec)sum[m][v]);
 }
 
-typedef void (*PairTile)(Bf16Left a, Bf16Right b, long depth, float* c, long row, bool add);
+template <int V, bool Turned, int M>
+static inline void pair_tile_of(long rows, Bf16Left a, Bf16Right b, long depth, float* c, long row,
+                                bool add) {
+  if constexpr (M > 0) {
+    if (rows == M) return pair_tile<M, V, Turned>(a, b, depth, c, row, add);
+    return pair_tile_of<V, Turned, M - 1>(rows, a, b, depth, c, row, add);
+  }
+}
 
 template <int V>
 static __attribute__((noinline)) void pair_column(long rows, Bf16Left a, Bf16Right b, long depth,
                                                   float* c, long row, bool add, Ahead& ahead) {
-  static constexpr PairTile kOf[] = {
-      nullptr,          pair_tile<1, V>, pair_tile<2, V>,  pair_tile<3, V>,  pair_tile<4, V>,
-      pair_tile<5, V>,  pair_tile<6, V>, pair_tile<7, V>,  pair_tile<8, V>,  pair_tile<9, V>,
-      pair_tile<10, V>, pair_tile<11, V>, pair_tile<12, V>};
-  static_assert(sizeof kOf / sizeof *kOf == kTileRows + 1);
   const long blocks = (rows + kTileRows - 1) / kTileRows, height = rows / blocks;
   const long taller = rows - blocks * height;  // so many have a row more
   for (long i = 0; i < blocks; i++) {
     const long here = height + (i < taller);
     ahead.ask();
-    kOf[here](a, b, depth, c, row, add);
+    pair_tile_of<V, false, kTileRows>(here, a, b, depth, c, row, add);
     a.p += here * a.row, c += here * row;
   }
 }
@@ -332,15 +334,6 @@ static inline void rows_to_sum(const bfloat16* from, long stride, long rows, lon
   paired_rows(from, stride, rows, width, to);
 }
 
-template <int V, int M = 16 / V>
-static inline void sum_tile_of(long keys, Bf16Left a, Bf16Right b, long depth, float* c, long row,
-                               bool add) {
-  if constexpr (M > 0) {
-    if (keys == M) return pair_tile<M, V, true>(a, b, depth, c, row, add);
-    return sum_tile_of<V, M - 1>(keys, a, b, depth, c, row, add);
-  }
-}
-
 template <int V>
 static __attribute__((noinline)) void sum_column(const bfloat16* scores, long panel, long keys,
                                                  Bf16Right x, long rows, float* c, long row,
@@ -349,7 +342,7 @@ static __attribute__((noinline)) void sum_column(const bfloat16* scores, long pa
   for (long j = 0; j < keys; j += kHeight, c += kHeight * row) {
     ahead.ask();
     const Bf16Left some = {scores + j / 16 * panel + 2 * (j % 16), 0};
-    sum_tile_of<V>(least(kHeight, keys - j), some, x, rows, c, row, add);
+    pair_tile_of<V, true, kHeight>(least(kHeight, keys - j), some, x, rows, c, row, add);
   }
 }
 
