@@ -8,6 +8,7 @@ For skill k with event type e and time constant tau, at a request for item c in 
     ORDER   as HISTORY, with G_k(item) P_k(item of the step before) inside a session, else 0
 
 Shapes: U users of the block, T steps, K skills, H skills that have a state (all but CONTEXT).
+All in float64: rounded to float32 at the end, the probabilities are the same on every CPU.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from kunlun.data.synthetic.timeline import Timelines
 from kunlun.data.synthetic.world import (
     CONTEXT,
     DEVICES,
-    F32,
+    F64,
     HISTORY_CONTEXT,
     ORDER,
     PLACEMENTS,
+    Array,
     World,
 )
 
@@ -39,24 +41,28 @@ class PooledTables:
         self.mixed = slice(*np.searchsorted(kind, [HISTORY_CONTEXT, HISTORY_CONTEXT + 1]))
         self.order = slice(*np.searchsorted(kind, [ORDER, ORDER + 1]))
         kinds, memory = skills.event_type[self.state], skills.memory[self.state]
-        one = np.eye(9, dtype=np.float32)
+        one = np.eye(9)
         scale = calibration.state_scale[self.state]
         self.by_pair = one[:, kinds * 3 + memory] * scale  # [9, H]: 1 / (1 + n) -> t's factor
-        self.by_memory = np.eye(3, dtype=np.float32)[:, memory]  # [3, H]
-        self.by_type = np.eye(3, dtype=np.float32)[:, kinds]  # [3, H]
-        self.rate = np.float32(1) / (3.6e6 * np.array(world.config.memory_hours, np.float32))
-        self.g = np.ascontiguousarray(skills.g[:, self.state])
-        self.b = np.ascontiguousarray(skills.b[:, self.state])
-        self.previous = np.ascontiguousarray(skills.previous[:, self.state[self.order]])
-        self.coef = calibration.pooled[self.state]
-        self.conversion = calibration.conversion[self.state]
-        self.b_context = np.ascontiguousarray(skills.b[:, self.context])
-        self.coef_context = calibration.pooled[self.context]
+        self.by_memory = np.eye(3)[:, memory]  # [3, H]
+        self.by_type = np.eye(3)[:, kinds]  # [3, H]
+        self.rate = 1 / (3.6e6 * np.array(world.config.memory_hours))
+        self.g = _table(skills.g[:, self.state])
+        self.b = _table(skills.b[:, self.state])
+        self.previous = _table(skills.previous[:, self.state[self.order]])
+        self.coef = _table(calibration.pooled[self.state])
+        self.conversion = _table(calibration.conversion[self.state])
+        self.b_context = _table(skills.b[:, self.context])
+        self.coef_context = _table(calibration.pooled[self.context])
         # q of all skills that read it: CONTEXT, then HISTORY_CONTEXT
         self.reads = np.concatenate([self.context, self.state[self.mixed]])
-        self.by_slot = np.ascontiguousarray(skills.by_slot[:, self.reads])
-        self.by_country = np.ascontiguousarray(skills.by_country[:, self.reads])
-        self.by_dense = np.ascontiguousarray(skills.by_dense[:, self.reads])
+        self.by_slot = _table(skills.by_slot[:, self.reads])
+        self.by_country = _table(skills.by_country[:, self.reads])
+        self.by_dense = _table(skills.by_dense[:, self.reads])
+
+
+def _table(values: Array) -> F64:
+    return np.ascontiguousarray(values, np.float64)
 
 
 class PooledState:
@@ -65,15 +71,15 @@ class PooledState:
     def __init__(self, tables: PooledTables, line: Timelines) -> None:
         self.tables, self.line = tables, line
         users = len(line.user_id)
-        self.u: F32 = np.zeros((users, len(tables.state)), np.float32)
-        self.n: F32 = np.zeros((users, 3, 3), np.float32)  # [U, type, memory]
+        self.u: F64 = np.zeros((users, len(tables.state)))
+        self.n: F64 = np.zeros((users, 3, 3))  # [U, type, memory]
         self.own = tables.by_country[line.country] + line.dense @ tables.by_dense  # [U, reads]
         self.slot = (line.hour * DEVICES + line.device) * PLACEMENTS + line.placement
-        gap = np.diff(line.time, axis=1, prepend=line.time[:, :1]).astype(np.float32)
+        gap = np.diff(line.time, axis=1, prepend=line.time[:, :1])
         self.decay = np.exp(-gap[..., None] * tables.rate)  # [U, T, 3]
         self.same_session = line.session_start < line.time
 
-    def score(self, t: int) -> tuple[F32, F32, F32]:
+    def score(self, t: int) -> tuple[F64, F64, F64]:
         """Before step t's label is known: f of the state skills [U, H], f of CONTEXT, and
         the conversion logit without its bias [U]."""
         tables, item = self.tables, self.line.item[:, t]
@@ -94,7 +100,7 @@ class PooledState:
         f[:, tables.mixed] *= 0.6 + q[:, context:]
         return f, f_context, conversion
 
-    def update(self, t: int, happened: F32) -> None:
+    def update(self, t: int, happened: F64) -> None:
         """Take in the events of step t: happened [U, 3] is 1 per event type."""
         tables, line = self.tables, self.line
         gain = tables.g.take(line.item[:, t], axis=0)
@@ -106,8 +112,8 @@ class PooledState:
         self.u += gain
         self.n += happened[:, :, None]
 
-    def sums(self) -> F32:
+    def sums(self) -> F64:
         """[U, H] shrunk means ubar as they stand, for calibration."""
         pair = 1 / (1 + self.n.reshape(-1, 9))
-        sums: F32 = self.u * (pair @ (self.tables.by_pair != 0).astype(np.float32))
+        sums: F64 = self.u * (pair @ (self.tables.by_pair != 0))
         return sums

@@ -26,13 +26,13 @@ from kunlun.data.synthetic.world import (
     CLICK,
     CONVERSION,
     EVENT_TYPES,
-    F32,
+    F64,
     IMPRESSION,
     Array,
     World,
 )
 
-_NEVER = np.float32(-200.0)  # exp of it is 0 in float32
+_NEVER = -200.0  # exp of it is nothing beside any weight
 _TYPES_OF = {"P": (IMPRESSION, CLICK), "X": (CLICK, CONVERSION), "G": (), "S": ()}
 
 
@@ -61,7 +61,7 @@ class KernelRows:
             rows.append([*-products, -3600 / skills.memory[s], other, _NEVER])
         for s in self.weighs:
             rows.append([*np.zeros(len(self.upper[0])), -3600 / skills.memory[s], 0, _NEVER])
-        self.coef = np.array(rows, np.float32).reshape(len(rows), len(self.upper[0]) + 3)
+        self.coef = np.array(rows).reshape(len(rows), len(self.upper[0]) + 3)
         self.g = np.ascontiguousarray(skills.g[:, self.attends])
         self.attend_rows = np.array([self.row[s] for s in self.attends], np.int64)
 
@@ -72,7 +72,7 @@ class SequenceTables:
     def __init__(self, world: World, calibration: Calibration) -> None:
         self.world = world
         self.rows = [KernelRows(world, e) for e in range(len(EVENT_TYPES))]
-        self.coef = calibration.sequence
+        self.coef: F64 = calibration.sequence.astype(np.float64)
         self.levels = (world.category, world.subcategory)
 
 
@@ -82,14 +82,14 @@ class _Ring:
     def __init__(self, rows: KernelRows, window: int, users: int, latent: int) -> None:
         self.window = window
         self.head = np.zeros(users, np.int64)
-        self.content: F32 = np.zeros((latent, window, users), np.float32)
-        self.g: F32 = np.zeros((len(rows.attends), window, users), np.float32)
+        self.content: F64 = np.zeros((latent, window, users))
+        self.g: F64 = np.zeros((len(rows.attends), window, users))
         self.time = np.zeros((window, users))  # ms
         self.placement = np.zeros((window, users), np.int8)
         self.item = np.zeros((window, users), np.int64)
-        self.absent: F32 = np.ones((window, users), np.float32)
-        self.features: F32 = np.empty((len(rows.coef[0]), window, users), np.float32)
-        self.kernels: F32 = np.empty((len(rows.coef), window, users), np.float32)
+        self.absent: F64 = np.ones((window, users))
+        self.features: F64 = np.empty((len(rows.coef[0]), window, users))
+        self.kernels: F64 = np.empty((len(rows.coef), window, users))
 
 
 class SequenceState:
@@ -105,28 +105,28 @@ class SequenceState:
             for rows, window in zip(tables.rows, world.config.windows, strict=True)
         ]
 
-    def score(self, t: int) -> F32:
+    def score(self, t: int) -> F64:
         """[S, U] skills of step t, from the events before it."""
         skills = self.tables.world.sequence
         item = self.line.item[:, t]
         density = [self._kernels(e, t) for e in range(len(EVENT_TYPES))]
         b = skills.b.take(item, axis=0)  # [U, S]
-        f: F32 = np.empty((len(skills.kind), len(item)), np.float32)
+        f: F64 = np.empty((len(skills.kind), len(item)))
         for e, rows in enumerate(self.tables.rows):
             ring, d = self.rings[e], density[e]
             if rows.attends:
                 own = ring.kernels[rows.attend_rows] * ring.g
-                f[rows.attends] = own.sum(axis=1) / (np.float32(0.3) + d[rows.attend_rows])
+                f[rows.attends] = own.sum(axis=1) / (0.3 + d[rows.attend_rows])
             for i, s in enumerate(rows.weighs):
                 total = d[len(rows.skills) + i]
-                f[s] = (d[rows.row[s]] / (1 + total) - np.float32(0.3)) * b[:, s]
+                f[s] = (d[rows.row[s]] / (1 + total) - 0.3) * b[:, s]
         rows_of = [rows.row for rows in self.tables.rows]
         same = self._same_category(item)
         for s, kind in enumerate(skills.kind):
             if kind == "P":
                 click = density[CLICK][rows_of[CLICK][s]]
-                shown = density[IMPRESSION][rows_of[IMPRESSION][s]] / np.float32(3)
-                f[s] = (click - shown) / (np.float32(0.3) + click + shown)
+                shown = density[IMPRESSION][rows_of[IMPRESSION][s]] / 3
+                f[s] = (click - shown) / (0.3 + click + shown)
             elif kind == "X":
                 pair = density[CLICK][rows_of[CLICK][s]]
                 f[s] = np.sqrt(pair * density[CONVERSION][rows_of[CONVERSION][s]])
@@ -138,11 +138,11 @@ class SequenceState:
                     f[s] *= b[:, s]
         return f
 
-    def _kernels(self, e: int, t: int) -> F32:
+    def _kernels(self, e: int, t: int) -> F64:
         """Fill the ring's kernels w kappa; returns their sums over the window [rows, U]."""
         rows, ring, line = self.tables.rows[e], self.rings[e], self.line
         if not len(rows.coef):
-            return np.empty((0, len(line.user_id)), np.float32)
+            return np.empty((0, len(line.user_id)))
         x = self.tables.world.content.take(line.item[:, t], axis=0).T  # [D, U]
         delta = ring.content - x[:, None]
         features = ring.features
@@ -154,7 +154,7 @@ class SequenceState:
         flat = ring.kernels.reshape(len(rows.coef), -1)
         np.matmul(rows.coef, features.reshape(len(features), -1), out=flat)
         np.exp(flat, out=flat)
-        total: F32 = ring.kernels.sum(axis=1)
+        total: F64 = ring.kernels.sum(axis=1)
         return total
 
     def _same_category(self, item: Array) -> list[Array]:
@@ -163,21 +163,21 @@ class SequenceState:
         present = ring.absent == 0
         return [(level[ring.item] == level[item]) & present for level in self.tables.levels]
 
-    def _gap(self, s: int, t: int, same: Array) -> F32:
+    def _gap(self, s: int, t: int, same: Array) -> F64:
         skills = self.tables.world.sequence
         last = np.where(same, self.rings[CLICK].time, -np.inf).max(axis=0)
         known = np.isfinite(last)
         gap = np.where(known, self.time[:, t] - last, 0) / 6e5
         wave = np.sin(skills.frequency[s] * np.log1p(gap) + skills.phase[s])
-        return np.where(known, wave, 0).astype(np.float32)
+        return np.where(known, wave, 0)
 
-    def _session(self, s: int, t: int, same: Array) -> F32:
+    def _session(self, s: int, t: int, same: Array) -> F64:
         now = (same & (self.rings[CLICK].time >= self.session[:, t])).sum(axis=0)
         earlier = same.sum(axis=0) - now
-        f: F32 = np.tanh(0.7 * now - 0.35 * earlier - 0.2).astype(np.float32)
+        f: F64 = np.tanh(0.7 * now - 0.35 * earlier - 0.2)
         return f
 
-    def update(self, t: int, happened: F32) -> None:
+    def update(self, t: int, happened: F64) -> None:
         """Take in the events of step t: happened [U, 3] is 1 per event type."""
         world, line = self.tables.world, self.line
         for e, (rows, ring) in enumerate(zip(self.tables.rows, self.rings, strict=True)):

@@ -19,6 +19,7 @@ from kunlun.data.synthetic.world import (
     CONVERSION,
     EVENT_TYPES,
     F32,
+    F64,
     IMPRESSION,
     Array,
     World,
@@ -47,10 +48,10 @@ class Record:
     def __init__(self, world: World, users: int) -> None:
         shape = (users, world.config.steps - world.config.burn_in)
         skills, sequence = len(world.pooled.weight), len(world.sequence.weight)
-        self.pooled: F32 = np.zeros((*shape, skills), np.float32)  # f_k
-        self.sums: F32 = np.zeros((*shape, skills), np.float32)  # ubar_k, 0 for CONTEXT
-        self.sequence: F32 = np.zeros((*shape, sequence), np.float32)  # f_k, 0 at share 0
-        self.conversion: F32 = np.zeros(shape, np.float32)  # logit without its bias
+        self.pooled: F64 = np.zeros((*shape, skills))  # f_k
+        self.sums: F64 = np.zeros((*shape, skills))  # ubar_k, 0 for CONTEXT
+        self.sequence: F64 = np.zeros((*shape, sequence))  # f_k, 0 at share 0
+        self.conversion: F64 = np.zeros(shape)  # logit without its bias
 
 
 def simulate(
@@ -70,15 +71,15 @@ def simulate(
         part = line.rows(rows)
         pooled = PooledState(pooled_tables, part)
         sequence = SequenceState(sequence_tables, part) if sequence_tables else None
-        happened = np.empty((len(part.user_id), len(EVENT_TYPES)), np.float32)
+        happened = np.empty((len(part.user_id), len(EVENT_TYPES)))
         for t in range(steps):
             f, f_context, conversion_sum = pooled.score(t)
             logit = f @ pooled_tables.coef + f_context @ pooled_tables.coef_context
             f_sequence = sequence.score(t) if sequence else None
             if f_sequence is not None:
                 logit += fitted.sequence @ f_sequence
-            p[rows, t] = _sigmoid(logit + np.float32(fitted.bias))
-            pc[rows, t] = _sigmoid(conversion_sum + np.float32(fitted.conversion_bias))
+            p[rows, t] = _sigmoid(logit + fitted.bias)
+            pc[rows, t] = _sigmoid(conversion_sum + fitted.conversion_bias)
             click[rows, t] = part.click_draw[:, t] < p[rows, t]
             conversion[rows, t] = click[rows, t] & (part.conversion_draw[:, t] < pc[rows, t])
             if record is not None and t >= world.config.burn_in:
@@ -98,7 +99,7 @@ def simulate(
     return Outcome(p_click=p, p_conversion=pc, click=click, conversion=conversion)
 
 
-def _sigmoid(logit: F32) -> F32:
+def _sigmoid(logit: F64) -> F32:
     return np.asarray(1 / (1 + np.exp(-np.clip(logit, -LOGIT_CAP, LOGIT_CAP))), np.float32)
 
 

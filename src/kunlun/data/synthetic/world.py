@@ -17,6 +17,7 @@ from kunlun.data.synthetic.config import CATEGORIES, SUBCATEGORIES, SyntheticCon
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 EVENT_TYPES = ("impression", "click", "conversion")  # "impression" here: shown and not clicked
 IMPRESSION, CLICK, CONVERSION = range(3)
