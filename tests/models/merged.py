@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from kunlun.models.events import Events
-from tests.models.plain import Weights
-
-
-def half_octaves(seconds: float) -> int:
-    """0 below one second; then 1, 1.5, 2, 3, 4, 6, ... seconds begin the next."""
-    if seconds < 1:
-        return 0
-    octave = math.floor(math.log2(seconds))
-    return 1 + 2 * octave + (seconds >= 1.5 * 2**octave)
+from tests.models.plain import Weights, half_octaves
 
 
 def merged_row(
-    w: Weights, events: Events, i: int, *, ages: bool, history: int | None = None
+    w: Weights,
+    events: Events,
+    i: int,
+    *,
+    ages: bool,
+    history: int | None = None,
+    at: str = "history",
 ) -> tuple[list[Tensor], list[float]]:
-    """The events of sample i, oldest first, and their ages: x + type (+ age's embedding)."""
+    """The events of sample i, oldest first, and their ages: x + type (+ age's embedding).
+
+    at: the module that holds both embeddings.
+    """
     found = []
     for kind, (s, age) in enumerate(events.values()):
         for j in range(int(s.offsets[i]), int(s.offsets[i + 1])):
-            x = s.values[j] + w["history.kind"][kind]
+            x = s.values[j] + w[f"{at}.kind"][kind]
             if ages:
-                x = x + w["history.age"][min(half_octaves(float(age[j])), 63)]
+                x = x + w[f"{at}.age"][min(half_octaves(float(age[j])), 63)]
             found.append((-float(age[j]), kind, j, x))
     found.sort(key=lambda entry: entry[:3])
     found = found[-history:] if history is not None else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -34,8 +35,35 @@ def rows_of(events: Any, i: int) -> list[Tensor]:
     return [s.values[s.offsets[i] : s.offsets[i + 1]] for s, _ in events.values()]
 
 
-def with_means(tokens: Tensor, events: Any, i: int) -> Tensor:
-    """[N + types, D] of sample i: its tokens, the mean of each history, unit size as a whole."""
-    means = [e.mean(0) if len(e) else e.new_zeros(e.shape[1]) for e in rows_of(events, i)]
-    x = torch.stack([*tokens[i], *means])
+def half_octaves(seconds: float) -> int:
+    """0 below one second; then 1, 1.5, 2, 3, 4, 6, ... seconds begin the next."""
+    if seconds < 1:
+        return 0
+    octave = math.floor(math.log2(seconds))
+    return 1 + 2 * octave + (seconds >= 1.5 * 2**octave)
+
+
+def with_sums(w: Weights, tokens: Tensor, events: Any, i: int, cap: int) -> Tensor:
+    """[N + types, D] of sample i: its tokens, a sum of each history, unit size as a whole."""
+    sums = []
+    for kind, (s, age) in enumerate(events.values()):
+        total = torch.zeros_like(tokens[i][0])
+        for j in range(int(s.offsets[i]), int(s.offsets[i + 1])):
+            bucket = min(half_octaves(float(age[j])), 63)
+            total = total + w["history.weight"][kind, bucket] * s.values[j]
+        sums.append(total / cap**0.5)
+    x = torch.stack([*tokens[i], *sums])
     return norm(x.flatten()).view_as(x)
+
+
+def interest(w: Weights, kind: str, candidate: Tensor, events: Any, i: int, cap: int) -> Tensor:
+    """DIN's unit, MLP([h, t, h - t, h * t]), weighs every event of sample i; events know ages."""
+    unit = f"interests.attention.{kind}"
+    t = norm(w[f"{unit}.target.weight"] @ candidate)
+    total = torch.zeros_like(t)
+    s, age = events[kind]
+    for j in range(int(s.offsets[i]), int(s.offsets[i + 1])):
+        bucket = min(half_octaves(float(age[j])), 63)
+        h = norm(s.values[j] + w["interests.age"][bucket])
+        total = total + mlp(w, f"{unit}.unit", torch.cat([h, t, h - t, h * t])) * h
+    return total / cap**0.5

@@ -18,7 +18,7 @@ LENGTHS = {"click": [3, 0, 12, 1], "view": [0, 0, 5, 12]}
 def equations(w: plain.Weights, tokens: Tensor, events, config: DCNv2Config) -> Tensor:
     out = []
     for i in range(len(tokens)):
-        x0 = x = plain.with_means(tokens, events, i).flatten()
+        x0 = x = plain.with_sums(w, tokens, events, i, 12).flatten()
         for layer in range(config.layers):
             weight = w[f"cross.{layer}.up.weight"]
             if config.rank is not None:
@@ -41,7 +41,7 @@ def test_dcnv2_against_equations(rank: int | None) -> None:
     f = 8 * (inputs[0].shape[1] + 2)
     cross = f * f + f if rank is None else 2 * f * rank + f
     count = sum(p.numel() for p in model.backbone.parameters())
-    assert count == 2 * cross + plain.mlp_size(f, 6, 6)
+    assert count == 2 * cross + plain.mlp_size(f, 6, 6) + 2 * 64 * 8
 
 
 def test_the_cross_network_alone_is_a_polynomial_of_degree_layers_plus_one() -> None:

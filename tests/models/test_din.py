@@ -19,15 +19,8 @@ def equations(w: plain.Weights, tokens: Tensor, events, candidate: list[int], ca
     out = []
     for i in range(len(tokens)):
         x = plain.norm(tokens[i].flatten()).view_as(tokens[i])
-        interests = []
-        for kind, history in zip(events, plain.rows_of(events, i), strict=True):
-            t = plain.norm(w[f"attention.{kind}.target.weight"] @ x[candidate].flatten())
-            total = torch.zeros_like(t)
-            for event in history:
-                h = plain.norm(event)
-                both = torch.cat([h, t, h - t, h * t])
-                total += plain.mlp(w, f"attention.{kind}.unit", both) * h
-            interests.append(total / cap**0.5)
+        target = x[candidate].flatten()
+        interests = [plain.interest(w, kind, target, events, i, cap) for kind in events]
         deep = plain.mlp(w, "deep", torch.cat([x.flatten(), *interests]))
         out.append(F.gelu(deep, approximate="tanh")[None])
     return torch.stack(out)
@@ -45,7 +38,7 @@ def test_din_against_equations() -> None:
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
     unit = 3 * 8 * 8 + plain.mlp_size(4 * 8, 5, 1)
     deep = plain.mlp_size((inputs[0].shape[1] + 2) * 8, 6, 6)
-    assert sum(p.numel() for p in model.backbone.parameters()) == 2 * unit + deep
+    assert sum(p.numel() for p in model.backbone.parameters()) == 2 * unit + 64 * 8 + deep
 
 
 def test_twice_the_same_history_is_twice_the_interest() -> None:
@@ -57,8 +50,8 @@ def test_twice_the_same_history_is_twice_the_interest() -> None:
     s, _ = events["click"]
     values, offsets = [s.values[:4], s.values[:4], s.values[4:]], torch.tensor([0, 8, 10])
     twice = type(s)(torch.cat(values), offsets, s.max_len)
-    attention = model.backbone.double().attention["click"]
-    candidate = tokens[:, model.backbone.candidate]
+    attention = model.backbone.double().interests.attention["click"]
+    candidate = tokens[:, model.backbone.interests.candidate]
     once = attention(s, candidate)
     expected = once * torch.tensor([[2.0], [1.0]])
     torch.testing.assert_close(attention(twice, candidate), expected.double())

@@ -20,7 +20,7 @@ LENGTHS = {"click": [3, 0, 12, 1], "view": [0, 0, 5, 12]}
 def equations(w: plain.Weights, tokens: Tensor, events, numbers: int | None) -> Tensor:
     out = []
     for i in range(len(tokens)):
-        x = list(plain.with_means(tokens, events, i))
+        x = list(plain.with_sums(w, tokens, events, i, 12))
         dense = []
         if numbers is not None:
             x[numbers] = plain.mlp(w, "bottom", x[numbers])
@@ -52,7 +52,7 @@ def test_dlrm_against_equations(numbers: bool) -> None:
     dense = 8 if numbers else 0
     bottom = plain.mlp_size(8, 6, 8) if numbers else 0
     top = plain.mlp_size(dense + n * (n - 1) // 2, 6, 6)
-    assert sum(p.numel() for p in model.backbone.parameters()) == bottom + top
+    assert sum(p.numel() for p in model.backbone.parameters()) == bottom + top + 2 * 64 * 8
 
 
 def test_one_field_has_no_pairs() -> None:

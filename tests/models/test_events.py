@@ -6,7 +6,8 @@ import torch
 
 from kunlun.features.batch import EventSequence
 from kunlun.features.embedding import _age
-from kunlun.models.events import mean_of_events, merge_by_time
+from kunlun.models.events import merge_by_time
+from kunlun.models.pooled import sum_of_events
 from kunlun.ops.jagged import Jagged
 
 
@@ -23,9 +24,9 @@ def test_events_of_all_types_are_merged_oldest_first() -> None:
     assert merged.max_len == 9
 
 
-def test_the_mean_of_no_events_is_zero() -> None:
-    s = Jagged(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0, 2, 2]), 5)
-    assert mean_of_events(s).tolist() == [[2, 4], [0, 0]]
+def test_the_sum_of_no_events_is_zero() -> None:
+    s = Jagged(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([0, 2, 2]), 4)
+    assert sum_of_events(s, s.values).tolist() == [[2, 4], [0, 0]]
 
 
 def test_events_of_one_second_keep_their_order_at_any_age() -> None:

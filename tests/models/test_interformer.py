@@ -17,7 +17,7 @@ from kunlun.models.flops import count, lengths_of
 from kunlun.models.interformer import InterFormer, InterFormerConfig
 from kunlun.models.masknet import side_by_side
 from kunlun.ops.jagged import Jagged
-from tests.models import plain
+from tests.models import merged, plain
 from tests.models.flat import Flat, flat_inputs
 from tests.models.samples import backbone_inputs, make_batch, make_schema, parameters
 
@@ -30,6 +30,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "dcnv2": {"interaction": "dcnv2"},
     "masknet": {"merge": "masknet"},
     "one_layer": {"layers": 1},
+    "sums": {"reduce": "sum"},
+    "short": {"history": 5},
+    "short_masknet": {"history": 5, "merge": "masknet"},
 }
 
 
@@ -42,7 +45,8 @@ def equations(w: plain.Weights, tokens: Tensor, events, config: InterFormerConfi
     out = []
     for i in range(len(tokens)):
         x = plain.norm(tokens[i].flatten()).view_as(tokens[i])
-        s = _masknet(w, events, i) if config.merge == "masknet" else _by_time(w, events, i)
+        merge = _masknet if config.merge == "masknet" else _by_time
+        s = merge(w, events, i, config.history)
         for layer in range(config.layers):
             prefix = f"layers.{layer}."
             part = {k.removeprefix(prefix): v for k, v in w.items() if k.startswith(prefix)}
@@ -58,17 +62,17 @@ def equations(w: plain.Weights, tokens: Tensor, events, config: InterFormerConfi
     return torch.stack(out)
 
 
-def _by_time(w: plain.Weights, events, i: int) -> Tensor:
-    found = []
-    for kind, (s, age) in enumerate(events.values()):
-        span = range(int(s.offsets[i]), int(s.offsets[i + 1]))
-        found += [(-float(age[j]), s.values[j] + w["merge.kind"][kind]) for j in span]
-    found.sort(key=lambda event: event[0])
-    return torch.stack([x for _, x in found]) if found else w["merge.kind"][:0]
+def _by_time(w: plain.Weights, events, i: int, history: int | None) -> Tensor:
+    rows, _ = merged.merged_row(w, events, i, ages=True, history=history, at="merge")
+    return torch.stack(rows) if rows else w["merge.kind"][:0]
 
 
-def _masknet(w: plain.Weights, events, i: int) -> Tensor:
-    histories = plain.rows_of(events, i)
+def _masknet(w: plain.Weights, events, i: int, history: int | None) -> Tensor:
+    histories = []
+    for s, age in events.values():
+        span = slice(int(s.offsets[i]), int(s.offsets[i + 1]))
+        buckets = [plain.half_octaves(float(a)) for a in age[span]]
+        histories.append((s.values[span] + w["merge.age"][buckets])[-(history or 12) :])
     longest = max(len(h) for h in histories)
     padded = [torch.cat([h.new_zeros(longest - len(h), h.shape[1]), h]) for h in histories]
     z = plain.norm(torch.cat(padded, dim=1))
@@ -88,6 +92,9 @@ def _s_sum(w: plain.Weights, s: Tensor, config: InterFormerConfig) -> Tensor:
     k, v = (plain.norm(s) @ w["summary.pma.key_value.weight"].T).chunk(2, dim=1)
     pma = _softmax_heads(q, k, v, config.heads) @ w["summary.pma.compress.weight"].T
     y = plain.norm(torch.cat([cls, pma + w["summary.pma.default"], newest]))
+    if config.reduce == "sum":
+        longest = 12 if config.merge == "masknet" else 24
+        y[config.n_sum : config.n_sum + config.pma] *= len(rest) / longest**0.5
     return y * torch.sigmoid(plain.mlp(w, "summary.gate", y))
 
 
@@ -160,7 +167,7 @@ def _size(n: int, config: InterFormerConfig) -> int:
     pffn = {"generated": k * d, "gdpa": rows * k + 2 * d * d + config.heads}
     layer = cross_arch + interaction[config.interaction] + pffn[config.pffn] + 4 * d * d
     wide = plain.mlp_size(2 * d, 2 * d, 2 * d) + plain.mlp_size(2 * d, d, d)
-    merge = {"time": 2 * d, "masknet": wide}[config.merge]
+    merge = {"time": 2 * d, "masknet": wide}[config.merge] + 64 * d
     return merge + config.layers * layer + cross_arch
 
 

@@ -51,7 +51,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no_ffn": {"tower": TOWER | {"ffn": {"kind": "none"}}},
     "bare_residual": {"tower": TOWER | {"ffn": {"norm": "bare"}}},
     "scale_sqrt": {"tower": TOWER | {"ffn": {"scale": "sqrt"}}},
-    "scale_after": {"tower": TOWER | {"ffn": {"scale": 1.0, "out_scale": 0.1}}},
     "activation_per_head": {"tower": TOWER | {"ffn": {"activation": ["silu", "relu"]}}},
     "pma": {"tower": TOWER | {"pooling": {"kind": "pma", "tokens": 2}}},
     "linear_compression": {
@@ -224,7 +223,7 @@ def test_gdpa_is_not_softmax() -> None:
         ({"pooling": {"seeds": 2}}, r"model.events.click: .*seeds \(2\) must exceed tokens \(2\)"),
         ({"heads": 0}, r"tower.heads is 0, expected 1 or more"),
         ({"history": -3}, r"tower.history is -3, expected 1 or more"),
-        ({"ffn": {"scale": 0}}, r"ffn: scale and out_scale must not be 0"),
+        ({"ffn": {"scale": 0}}, r"ffn: scale must not be 0"),
         ({"time": {"t_scale": 0}}, r"t_scale \(0.0\) must exceed 0"),
     ],
     ids=str,

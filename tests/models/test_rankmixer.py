@@ -23,17 +23,6 @@ def affine(w: plain.Weights, name: str, x: Tensor) -> Tensor:
     return plain.norm(x) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
-def interest(w: plain.Weights, kind: str, target: Tensor, events: list[Tensor], cap: int) -> Tensor:
-    """DIN's unit: MLP([h, t, h - t, h * t]) weighs every event."""
-    t = plain.norm(w[f"attention.{kind}.target.weight"] @ target)
-    total = torch.zeros_like(t)
-    for x in events:
-        h = plain.norm(x)
-        weight = plain.mlp(w, f"attention.{kind}.unit", torch.cat([h, t, h - t, h * t]))
-        total = total + weight * h
-    return total / cap**0.5
-
-
 def layer(w: plain.Weights, i: int, x: Tensor) -> Tensor:
     """[T, D] -> [T, D], token by token."""
     count, dim = x.shape
@@ -54,12 +43,8 @@ def equations(w: plain.Weights, tokens: Tensor, events, config: RankMixerConfig)
     for i in range(len(tokens)):
         context = merged.unit_context(tokens[i])
         target = torch.cat([context[p] for p in CANDIDATE])
-        parts = list(context)
-        for kind, (s, age) in events.items():
-            rows = range(int(s.offsets[i]), int(s.offsets[i + 1]))
-            aged = [s.values[j] + w["age"][merged.half_octaves(float(age[j]))] for j in rows]
-            parts.append(interest(w, kind, target, aged, cap=12))
-        flat = torch.cat(parts)
+        found = [plain.interest(w, kind, target, events, i, 12) for kind in events]
+        flat = torch.cat([*context, *found])
         share = w["split.weight"].shape[1]
         flat = torch.cat([flat, flat.new_zeros(share * config.tokens - len(flat))])
         x = torch.stack(

@@ -17,7 +17,7 @@ LENGTHS = {"click": [3, 0, 12, 1], "view": [0, 0, 5, 12]}
 def equations(w: plain.Weights, tokens: Tensor, events, config: WukongConfig) -> Tensor:
     out = []
     for i in range(len(tokens)):
-        x = plain.with_means(tokens, events, i)
+        x = plain.with_sums(w, tokens, events, i, 12)
         for layer in range(config.layers):
             part = {k.removeprefix(f"layers.{layer}."): v for k, v in w.items()}
             x = _layer(part, x, config)
@@ -64,7 +64,8 @@ def test_wukong_against_equations(attentive: int | None, n_linear: int) -> None:
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
     first = inputs[0].shape[1] + 2
     count = sum(p.numel() for p in model.backbone.parameters())
-    assert count == _size(first, config) + 2 * _size(4 + n_linear, config)
+    layers = _size(first, config) + 2 * _size(4 + n_linear, config)
+    assert count == layers + 2 * 64 * 8
 
 
 @pytest.mark.parametrize(

@@ -113,17 +113,17 @@ def run_tower(
 def run_ffn(ffn: PersonalizedFFN, s: Sequences, x_sum: Tensor) -> Sequences:
     """PersonalizedFFN.forward: x_sum [n, n_sum, D]."""
     config = ffn.config
-    sandwich = config.norm == "sandwich"
-    u = layer_norm(s.values) if sandwich else s.values
+    assert config.norm == "sandwich"
+    u = layer_norm(s.values)
     rows = rms_norm(torch.matmul(ffn.expand, x_sum))
     k, v = (torch.matmul(rows, w).unflatten(2, (ffn.heads, -1)) for w in (ffn.key, ffn.value))
     v = v * ffn.gain[:, None].to(v.dtype)
     q = u.to(k.dtype).unflatten(2, (ffn.heads, -1)).transpose(1, 2)
     scores = q @ k.permute(0, 2, 3, 1) * ffn.scale  # [n, H, T, K]
     assert isinstance(config.activation, str)
-    y = ACTIVATIONS[config.activation].formula(scores) * config.out_scale
+    y = ACTIVATIONS[config.activation].formula(scores)
     y = (y @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
-    return s.with_values(s.values + (rms_norm(u + y) if sandwich else y))
+    return s.with_values(s.values + rms_norm(u + y))
 
 
 def run_window(attention: SlidingWindowAttention, s: Sequences) -> Sequences:

@@ -23,22 +23,19 @@ START_RATIO = 0.3  # rms(GDPA) / rms(query) at step 0, whatever the scale
 @dataclass(frozen=True, kw_only=True)
 class PersonalizedFFNConfig(Config):
     """kind "gdpa", or for ablations "softmax" (attention to the same rows at 1/sqrt(d_h), which
-    reads no activation, scale or out_scale), "plain" (a two-layer FFN without context) or "none".
+    reads no activation or scale), "plain" (a two-layer FFN without context) or "none".
     """
 
     kind: Literal["gdpa", "softmax", "plain", "none"] = "gdpa"
     rows: int = 32  # n_kv, rows of generated K and V: the hidden width
     activation: str | list[str] = "gelu_approx"  # one name, or one per head
     scale: float | Literal["max_len", "sqrt"] = "max_len"  # 1/tau_g: 1/max_len, 1/sqrt(d_h), number
-    out_scale: float = 1.0  # behind the activation, as Meta's kernel has it
     norm: Literal["sandwich", "bare"] = "sandwich"  # RMSNorm(GDPA(LN S) + LN S) + S, or GDPA(S) + S
 
     def __post_init__(self) -> None:
         at_least_one("ffn.", rows=self.rows)
-        if self.scale == 0 or self.out_scale == 0:
-            raise ConfigError(
-                "ffn: scale and out_scale must not be 0; kind 'none' removes the block"
-            )
+        if self.scale == 0:
+            raise ConfigError("ffn: scale must not be 0; kind 'none' removes the block")
 
 
 class PersonalizedFFN(nn.Module):
@@ -92,7 +89,7 @@ class PersonalizedFFN(nn.Module):
         kv_offsets = torch.arange(offsets.shape[0], device=offsets.device) * self.config.rows
         return gdpa(
             q, k, v, offsets, kv_offsets,
-            activation=self.config.activation, scale=self.scale, out_scale=self.config.out_scale,
+            activation=self.config.activation, scale=self.scale,
         )  # fmt: skip
 
     def forward(self, s: Jagged, x_sum: Tensor) -> Jagged:
@@ -112,15 +109,18 @@ class PersonalizedFFN(nn.Module):
 
 
 class PlainFFN(nn.Module):
-    """The ablation: pre-norm two-layer FFN of the same hidden width, blind to the context."""
+    """The ablation: a two-layer FFN of the same hidden width in GDPA's place, blind to context."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, dim: int, hidden: int, norm: str) -> None:
         super().__init__()
-        self.mlp = MLP(dim, hidden, dim)
+        self.mlp, self.norm = MLP(dim, hidden, dim), norm
 
     def forward(self, s: Jagged, x_sum: Tensor) -> Jagged:
         """s [L, d_e] -> [L, d_e]; x_sum is not read."""
-        return s.with_values(s.values + self.mlp(layer_norm(s.values)))
+        if self.norm == "bare":
+            return s.with_values(s.values + self.mlp(s.values))
+        u = layer_norm(s.values)
+        return s.with_values(add_rms_norm(s.values, u, self.mlp(u)))
 
     def flops(self, rows: int, events: int) -> int:
         """Forward FLOPs for `events` events."""

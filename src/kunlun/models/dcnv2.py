@@ -1,12 +1,12 @@
 """DCNv2 (arXiv 2008.13535): learned products of any order beside a deep network, in parallel.
 
-    x_0     = flatten([tokens | mean of each event type])
+    x_0     = flatten([tokens | timed sum of each event type])
     x_(l+1) = x_0 * (W_l x_l + b_l) + x_l          degree l + 2 after l + 1 cross layers
     h       = MLP(x_0)
     logit   = MLP([x_L | h])
 
-It knows no sequence; each event type enters as the mean of its events. docs/models.md has the
-other readings.
+It knows no sequence; each event type enters as a sum of its events, weighed by age.
+docs/models.md has the other readings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from kunlun.config import Config, at_least_one
 from kunlun.features.schema import Schema
 from kunlun.layers.mlp import MLP
 from kunlun.layers.products import CrossLayer
-from kunlun.models.events import Events, with_summaries
+from kunlun.models.events import Events
+from kunlun.models.pooled import TimedSums
 from kunlun.models.ranker import Backbone, Ranker, Row, size
 from kunlun.ops import gelu_approx
 
@@ -43,17 +44,18 @@ class DCNv2Config(Config):
 class DCNv2Backbone(Backbone):
     """tokens [B, N, D] and events -> [x_L | h] as one wide token [B, 1, F + hidden]."""
 
-    def __init__(self, config: DCNv2Config, fields: int) -> None:
-        """fields: N plus the number of event types."""
+    def __init__(self, config: DCNv2Config, fields: int, kinds: int) -> None:
+        """fields: N; kinds: how many event types."""
         super().__init__()
-        inputs = fields * config.dim
+        self.history = TimedSums(kinds, config.dim)
+        inputs = (fields + kinds) * config.dim
         self.cross = nn.ModuleList(CrossLayer(inputs, config.rank) for _ in range(config.layers))
         self.deep = MLP(inputs, config.hidden, config.hidden)
         self.tokens, self.width = 1, inputs + config.hidden
 
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
-        x0 = x = with_summaries(tokens, events, request).flatten(1)
+        x0 = x = self.history(tokens, events, request).flatten(1)
         for layer in self.cross:
             x = layer(x0, x)
         return torch.cat([x, gelu_approx(self.deep(x0))], dim=1).unsqueeze(1)
@@ -64,6 +66,7 @@ class DCNv2Backbone(Backbone):
             Row(f"cross{i}", size(layer), layer.flops(n) / n)  # type: ignore[operator]
             for i, layer in enumerate(self.cross)
         ]
+        rows.insert(0, Row("history", size(self.history), 0.0))
         return [*rows, Row("deep", size(self.deep), self.deep.flops(n) / n)]
 
 
@@ -72,5 +75,4 @@ class DCNv2(Ranker):
 
     def __init__(self, schema: Schema, config: DCNv2Config) -> None:
         super().__init__(schema, config, config.dim)
-        fields = len(self.embedding.fields) + len(schema.events)
-        self.add(DCNv2Backbone(config, fields))
+        self.add(DCNv2Backbone(config, len(self.embedding.fields), len(schema.events)))

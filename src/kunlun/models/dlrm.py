@@ -1,11 +1,11 @@
 """DLRM (arXiv 1906.00091): dot products of all pairs of embeddings, beside the dense features.
 
-    X     = [tokens | mean of each event type]
+    X     = [tokens | timed sum of each event type]
     b     = MLP_bottom(x_numbers)                takes the place of x_numbers in X
     p     = <x_i, x_j> for all i < j
     logit = MLP_top([b | p])
 
-It knows no sequence; each event type enters as the mean of its events.
+It knows no sequence; each event type enters as a sum of its events, weighed by age.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from kunlun.features.embedding import Field
 from kunlun.features.schema import Schema
 from kunlun.layers.mlp import MLP
 from kunlun.layers.products import PairwiseDots
-from kunlun.models.events import Events, with_summaries
+from kunlun.models.events import Events
+from kunlun.models.pooled import TimedSums
 from kunlun.models.ranker import Backbone, Ranker, Row, size
 from kunlun.ops import gelu_approx
 
@@ -44,21 +45,22 @@ class DLRMBackbone(Backbone):
     Without a token of numbers there is no bottom network, as there are no dense features.
     """
 
-    def __init__(self, config: DLRMConfig, fields: int, numbers: int | None) -> None:
-        """fields: N plus the number of event types; numbers: place of the token of numbers."""
+    def __init__(self, config: DLRMConfig, fields: int, kinds: int, numbers: int | None) -> None:
+        """fields: N; kinds: how many event types; numbers: place of the token of numbers."""
         super().__init__()
+        self.history = TimedSums(kinds, config.dim)
         self.numbers = numbers
         dense = config.dim if numbers is not None else 0
         self.bottom = MLP(config.dim, config.hidden, config.dim) if dense else None
-        if not dense and fields < 2:
+        if not dense and fields + kinds < 2:
             raise ConfigError("model: dlrm multiplies pairs of fields, but the schema has only one")
-        self.dots = PairwiseDots(fields, config.dim)
+        self.dots = PairwiseDots(fields + kinds, config.dim)
         self.top = MLP(dense + self.dots.count, config.hidden, config.hidden)
         self.tokens, self.width = 1, config.hidden
 
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
-        x = with_summaries(tokens, events, request)
+        x = self.history(tokens, events, request)
         if self.numbers is None or self.bottom is None:
             return self._top(self.dots(x))
         b = self.bottom(x[:, self.numbers])
@@ -70,7 +72,7 @@ class DLRMBackbone(Backbone):
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""
-        rows = []
+        rows = [Row("history", size(self.history), 0.0)]
         if self.bottom is not None:
             rows.append(Row("bottom", size(self.bottom), self.bottom.flops(n) / n))
         rows.append(Row("dots", 0, self.dots.flops(n) / n))
@@ -89,4 +91,5 @@ class DLRM(Ranker):
     def __init__(self, schema: Schema, config: DLRMConfig) -> None:
         super().__init__(schema, config, config.dim)
         fields = self.embedding.fields
-        self.add(DLRMBackbone(config, len(fields) + len(schema.events), place_of_numbers(fields)))
+        numbers = place_of_numbers(fields)
+        self.add(DLRMBackbone(config, len(fields), len(schema.events), numbers))

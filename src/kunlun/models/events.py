@@ -1,4 +1,4 @@
-"""Event histories, rearranged: for every row of a request, shortened, merged, averaged.
+"""Event histories, rearranged: for every row of a request, shortened, merged.
 
 Shapes: B rows, R requests, L packed events of one type, d their width.
 """
@@ -30,11 +30,8 @@ def newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
     """Keep the last `history` events of every sequence."""
     if history >= s.max_len:
         return s, age
-    behind = s.offsets.long()[1:][s.segments] - torch.arange(age.shape[0], device=age.device)
-    keep = behind <= history
-    offsets = torch.zeros_like(s.offsets)
-    torch.cumsum(s.lengths.clamp(max=history), 0, out=offsets[1:])
-    return Jagged(s.values[keep], offsets, history), age[keep]
+    places = s.newest_places(history)
+    return s.shortened(s.values.index_select(0, places), history), age.index_select(0, places)
 
 
 def merge_by_time(events: Events, kinds: Tensor) -> tuple[Jagged, Tensor]:
@@ -55,26 +52,9 @@ def merge_by_time(events: Events, kinds: Tensor) -> tuple[Jagged, Tensor]:
     return merged, age[order]
 
 
-def mean_of_events(s: Jagged) -> Tensor:
-    """[L, d] over n sequences -> [n, d]; zeros for an empty history."""
-    total = s.values.new_zeros(s.n, s.values.shape[1]).index_add(0, s.segments, s.values)
-    return total / s.lengths.clamp(min=1).unsqueeze(1)
-
-
 def level(x: Tensor) -> Tensor:
     """[B, N, D], each row brought to unit size as a whole, so that its tokens keep their ratios.
 
     Ids enter at rms .02, where a product of two would vanish.
     """
     return layer_norm(x.flatten(1)).view_as(x)
-
-
-def with_summaries(tokens: Tensor, events: Events, request: Tensor | None) -> Tensor:
-    """What a model without sequences reads: context tokens, then the mean of each event type.
-
-    tokens [B, N, D], events of width D -> [B, N + types, D], leveled. An empty history gives zeros.
-    """
-    means = [mean_of_events(s) for s, _ in events.values()]
-    if request is not None:
-        means = [m.index_select(0, request) for m in means]
-    return level(torch.cat([tokens, *(m.unsqueeze(1) for m in means)], dim=1))

@@ -57,13 +57,15 @@ class HSTUConfig(Config):
 class HSTULayer(nn.Module):
     """S + W_o (Norm(A V) * U), see the top of the file: [L, D] -> [L, D].
 
-    FLOPs: 10 L D^2, and 4 D for each pair of rows that meet.
+    last: only the newest row of every sequence comes out, M in all; the others are not transformed.
+    FLOPs: 4 L D^2 + 6 M D^2 (M = L but for the last), and 4 D for each pair of rows that meet.
     """
 
-    def __init__(self, config: HSTUConfig, longest: int) -> None:
+    def __init__(self, config: HSTUConfig, longest: int, *, last: bool) -> None:
         super().__init__()
         dim = config.dim
         self.heads, self.window, self.longest = config.heads, config.window, longest
+        self.keep = 1 if last else longest
         self.uvqk = nn.Linear(dim, 4 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         self.position = nn.Parameter(AVERAGE + torch.randn(config.positions) * TABLE_STD)
@@ -74,21 +76,34 @@ class HSTULayer(nn.Module):
     def forward(self, s: Jagged, age: Tensor) -> Jagged:
         """s [L, D], age [L] seconds -> Jagged [L, D]."""
         length, dim = s.values.shape
-        parts = F.silu(self.uvqk(layer_norm(s.values)))
-        u, v, q, k = parts.view(length, 4, self.heads, dim // self.heads).unbind(1)
+        normed, places = layer_norm(s.values), s.newest_places(self.keep)
+        u, v, q, k = self._maps(normed, places)
+        q, k, v = (part.view(length, self.heads, dim // self.heads) for part in (q, k, v))
         y = ops.hstu_attention(
             q, k, v, s.offsets, age, self.position, self.time, window=self.window
         )
+        y, x = y.flatten(1), s.values
+        if self.keep < self.longest:
+            y, x = y.index_select(0, places), x.index_select(0, places)
         # Norm takes back the division by N, and would push a short history under its eps
-        y = layer_norm(y.flatten(1))
-        return s.with_values(s.values + self.out(y * u.flatten(1)))
+        return s.shortened(x + self.out(layer_norm(y) * u), self.keep)
+
+    def _maps(self, x: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        """x [L, D] -> U of the rows at `places`, V [L, D], Q (zero at other places), K."""
+        if self.keep == self.longest:
+            return F.silu(self.uvqk(x)).chunk(4, dim=1)
+        of_u, of_v, of_q, of_k = self.uvqk.weight.chunk(4)
+        u, q = F.silu(F.linear(x.index_select(0, places), torch.cat([of_u, of_q]))).chunk(2, dim=1)
+        v, k = F.silu(F.linear(x, torch.cat([of_v, of_k]))).chunk(2, dim=1)
+        return u, v, torch.zeros_like(k).index_copy(0, places, q), k
 
     def flops(self, lengths: Tensor) -> int:
         """Forward FLOPs for sequences of these lengths, int64 [n]."""
         dim = self.out.in_features
         reach = self.longest if self.window is None else self.window
         pairs = sum(window_pairs(length, reach, causal=True) for length in lengths.tolist())
-        return 10 * int(lengths.sum()) * dim * dim + 4 * dim * pairs
+        rows, kept = int(lengths.sum()), int(lengths.clamp(max=self.keep).sum())
+        return (4 * rows + 6 * kept) * dim * dim + 4 * dim * pairs
 
 
 class HSTUBackbone(Backbone):
@@ -100,7 +115,9 @@ class HSTUBackbone(Backbone):
         self.kind = nn.Parameter(torch.randn(config.dim) * TABLE_STD)
         self.history = MergedHistory(caps, config.dim, config.history, ages=False)
         longest = self.history.max_len + 1
-        self.layers = nn.ModuleList(HSTULayer(config, longest) for _ in range(config.layers))
+        self.layers = nn.ModuleList(
+            HSTULayer(config, longest, last=i == config.layers - 1) for i in range(config.layers)
+        )
         self.tokens, self.width = fields + 1, config.dim
 
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
@@ -114,7 +131,7 @@ class HSTUBackbone(Backbone):
         s = Jagged(ops.layer_norm(values), layout.offsets, layout.max_len)
         for layer in self.layers:
             s = layer(s, age)
-        return torch.cat([level(tokens), layer_norm(layout.rows_of(s.values))], dim=1)
+        return torch.cat([level(tokens), layer_norm(s.values).unsqueeze(1)], dim=1)
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""

@@ -13,6 +13,7 @@ long. Shapes: B rows, N context tokens, D width, L packed events, M = N + tokens
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,7 +42,7 @@ from kunlun.ops.jagged import Jagged
 
 @dataclass(frozen=True, kw_only=True)
 class InterFormerConfig(Config):
-    """Scales by `layers`, then `dim`, n_sum and hidden."""
+    """Scales by `layers`, then `dim` and hidden."""
 
     dim: int = 64
     layers: int = 3
@@ -49,6 +50,8 @@ class InterFormerConfig(Config):
     n_sum: int = 4  # summary tokens of X; also the CLS tokens of S
     pma: int = 2  # pooled tokens of S
     recent: int = 2  # newest tokens of S
+    reduce: Literal["mean", "sum"] = "mean"  # "sum": pooled tokens times events / sqrt(max_len)
+    history: int | None = None  # newest events read; None: all that the data give
     pffn: Literal["generated", "gdpa"] = "generated"  # W = X_sum W_p, or Kunlun's rewriting of it
     gdpa: PersonalizedFFNConfig = field(default_factory=PersonalizedFFNConfig)
     interaction: Literal["dot", "dcnv2", "dhen"] = "dhen"
@@ -60,7 +63,7 @@ class InterFormerConfig(Config):
     def __post_init__(self) -> None:
         at_least_one("", dim=self.dim, layers=self.layers, heads=self.heads, n_sum=self.n_sum)
         at_least_one("", pma=self.pma, recent=self.recent, rank=self.rank, hidden=self.hidden)
-        at_least_one("", head_hidden=self.head_hidden)
+        at_least_one("", head_hidden=self.head_hidden, history=self.history)
         if self.pffn == "gdpa" and self.gdpa.kind not in ("gdpa", "softmax"):
             raise ConfigError(
                 f"model.gdpa.kind is '{self.gdpa.kind}', which InterFormer does not know; use "
@@ -80,13 +83,15 @@ class InterFormerConfig(Config):
 class SequenceSummary(nn.Module):
     """S_sum = Gate(LN([S_CLS | S_PMA | S_recent])): s [L, D] over n sequences -> [n, k, D].
 
-    Each sequence begins with its CLS tokens; a place for which there is no event is zero.
+    Each sequence begins with its CLS tokens, which are pooled as well; a place for which there is
+    no event is zero. A norm would take a count back: "sum" multiplies behind it.
     FLOPs: the pooling's, and 8 n k D^2 for the gate.
     """
 
     def __init__(self, config: InterFormerConfig) -> None:
         super().__init__()
         self.cls, self.recent, self.tokens = config.n_sum, config.recent, config.summary
+        self.sums = config.reduce == "sum"
         pooling = PoolingConfig(kind="pma", tokens=config.pma)
         self.pma = SeedPooling(config.dim, config.heads, config.dim, pooling)
         self.gate = MLP(config.dim, 2 * config.dim, config.dim)
@@ -101,6 +106,12 @@ class SequenceSummary(nn.Module):
         rows = s.values.index_select(0, places.flatten()).unflatten(0, places.shape)
         newest = torch.where(there, rows[:, self.cls :], 0.0)
         y = layer_norm(torch.cat([rows[:, : self.cls], self.pma(s, None), newest], dim=1))
+        if self.sums:
+            counts = (s.lengths - self.cls).to(y.dtype) / math.sqrt(s.max_len - self.cls)
+            pooled = slice(self.cls, self.tokens - self.recent)
+            y = torch.cat(
+                [y[:, : self.cls], y[:, pooled] * counts[:, None, None], y[:, pooled.stop :]], dim=1
+            )
         gated: Tensor = y * torch.sigmoid(self.gate(y))
         return gated
 
@@ -195,9 +206,9 @@ class InterFormerBackbone(Backbone):
     def __init__(self, config: InterFormerConfig, fields: int, caps: dict[str, int]) -> None:
         super().__init__()
         self.merge: MaskedMerge | MergedHistory = (
-            MaskedMerge(caps, config.dim)
+            MaskedMerge(caps, config.dim, config.history)
             if config.merge == "masknet"
-            else MergedHistory(caps, config.dim, None, ages=False)
+            else MergedHistory(caps, config.dim, config.history, ages=True)
         )
         self.rope = Rote(config.dim // config.heads, RoteConfig(mode="rope"))
         max_len = self.merge.max_len + config.n_sum

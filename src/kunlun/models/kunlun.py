@@ -26,6 +26,7 @@ from kunlun.config import Config, at_least_one, parse
 from kunlun.errors import ConfigError
 from kunlun.features.schema import Schema
 from kunlun.layers.interaction import GlobalInteraction, InteractionConfig
+from kunlun.layers.norm import layer_norm
 from kunlun.layers.personalized_ffn import PersonalizedFFN, PersonalizedFFNConfig, PlainFFN
 from kunlun.layers.pooling import PoolingConfig, SeedPooling
 from kunlun.layers.rote import Rote, RoteConfig
@@ -121,7 +122,7 @@ class TowerLayer(nn.Module):
                 config.dim, config.heads, max_len, context, model.dim, config.ffn
             )
         elif updates and is_global and config.ffn.kind == "plain":
-            self.ffn = PlainFFN(config.dim, config.ffn.rows)
+            self.ffn = PlainFFN(config.dim, config.ffn.rows, config.ffn.norm)
         self.attention = (
             SlidingWindowAttention(config.dim, config.heads, max_len, config.window)
             if updates and is_local and config.attention == "window"
@@ -229,6 +230,8 @@ class KunlunBackbone(Backbone):
     ) -> None:  # fmt: skip
         super().__init__()
         self.user_only = config.user_only
+        # ids come at rms .02; what adds to them without a norm would leave nothing of them
+        self.bare = [k for k, t in towers.items() if t.ffn.norm == "bare" or t.ffn.kind == "none"]
         self.history = {k: min(max_len[k], t.history or max_len[k]) for k, t in towers.items()}
         self.rote = nn.ModuleDict({k: Rote(t.dim // t.heads, t.time) for k, t in towers.items()})
         shared = [i for i, of_request in enumerate(request_tokens) if of_request]
@@ -258,12 +261,15 @@ class KunlunBackbone(Backbone):
         elif request is not None:
             events, request = expand(events, request), None
         angles = {k: self.rote[k](s, age) for k, (s, age) in events.items()}
-        sequences = {k: s for k, (s, _) in events.items()}
+        sequences = {k: self._entering(k, s) for k, (s, _) in events.items()}
         x = tokens
         summaries: dict[str, Tensor] = {}
         for layer in self.layers:
             x = layer(x, x_user, sequences, angles, summaries, request)
         return x
+
+    def _entering(self, kind: str, s: Jagged) -> Jagged:
+        return s.with_values(layer_norm(s.values)) if kind in self.bare else s
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""

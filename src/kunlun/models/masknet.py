@@ -11,21 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from kunlun.errors import ConfigError
+from kunlun.features.embedding import TABLE_STD
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm
-from kunlun.models.events import Events, expand
+from kunlun.models.events import Events, expand, newest
+from kunlun.models.merge import AGE_BUCKETS, add_ages
 from kunlun.ops.jagged import Jagged
 
 
 class MaskedMerge(nn.Module):
     """S = MLP_lce(Z * MLP_mask(Z)), Z = LN([S_1 | .. | S_E]) with the newest events side by side.
 
+    Every event knows its age; `history` cuts each type to its newest events.
     A merged sequence is as long as the longest of its types; where another has no event its
     channels are zero. FLOPs: 2 L (2 (E D)^2 + 2 E D D) with hidden layers as wide as their results.
     Raises ConfigError unless all caps are equal.
     """
 
-    def __init__(self, caps: dict[str, int], dim: int) -> None:
+    def __init__(self, caps: dict[str, int], dim: int, history: int | None = None) -> None:
         """caps: event type -> the longest history of the data."""
         super().__init__()
         if len(set(caps.values())) != 1:
@@ -33,23 +36,27 @@ class MaskedMerge(nn.Module):
                 f"model.merge: masknet needs event types of one max_len, these have {caps}; "
                 "use 'time'"
             )
-        self.max_len = next(iter(caps.values()))
+        longest = next(iter(caps.values()))
+        self.max_len = longest if history is None else min(history, longest)
         wide = len(caps) * dim
         self.mask = MLP(wide, wide, wide)
         self.lce = MLP(wide, dim, dim)
+        self.age = nn.Parameter(torch.randn(AGE_BUCKETS, dim) * TABLE_STD)
 
     def forward(
         self, tokens: Tensor, events: Events, request: Tensor | None
     ) -> tuple[Jagged, Tensor]:
         """events of width D -> (Jagged [L, D], age of the newest event at each place [L])."""
-        s, age = side_by_side(events, self.max_len)
+        kept = {kind: newest(s, age, self.max_len) for kind, (s, age) in events.items()}
+        known = {kind: (add_ages(s, age, self.age), age) for kind, (s, age) in kept.items()}
+        s, age = side_by_side(known, self.max_len)
         z = layer_norm(s.values)
         merged = s.with_values(self.lce(z * self.mask(z)).to(s.values.dtype))
         return expand({"merged": (merged, age)}, request)["merged"]
 
     def lengths(self, lengths: dict[str, Tensor], n: int) -> Tensor:
         """Lengths by event type, int64 [n] each -> of the merged sequences, int64 [n]."""
-        return torch.stack(list(lengths.values())).amax(0)
+        return torch.stack(list(lengths.values())).amax(0).clamp(max=self.max_len)
 
     def flops(self, events: int) -> int:
         """Forward FLOPs for `events` merged events."""

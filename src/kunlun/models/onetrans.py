@@ -82,7 +82,7 @@ class OneTransLayer(nn.Module):
 
     def forward(self, s: Jagged, x: Tensor) -> tuple[Jagged, Tensor]:
         """See the class."""
-        layout, kept = Appended(s, x.shape[1]), newest_places(s, self.keep)
+        layout, kept = Appended(s, x.shape[1]), s.newest_places(self.keep)
         u = rms_norm(s.values)
         k, v = self.key_value(u).chunk(2, dim=1)
         q = torch.zeros_like(k)  # of events that do not go on; their rows are dropped
@@ -101,7 +101,7 @@ class OneTransLayer(nn.Module):
         if self.ffn is not None:
             z = z + self.out(y.index_select(0, layout.events.index_select(0, kept)))
             z = z + self.ffn(rms_norm(z))
-        return shortened(s, z, self.keep), x
+        return s.shortened(z, self.keep), x
 
     def flops(self, lengths: Tensor) -> int:
         """Forward FLOPs for histories of these lengths, int64 [n samples]."""
@@ -113,24 +113,6 @@ class OneTransLayer(nn.Module):
         tokens = self.token_qkv.flops(len(lengths)) + self.token_ffn.flops(len(lengths))
         pairs = sum(window_pairs(t + n, t + n, causal=True) for t in lengths.tolist())
         return total + tokens + 2 * len(lengths) * n * dim * dim + 4 * dim * pairs
-
-
-def newest_places(s: Jagged, keep: int) -> Tensor:
-    """Where the newest `keep` rows of every sequence lie, int64 [sum of min(length, keep)]."""
-    row = torch.arange(s.values.shape[0], device=s.offsets.device)
-    if keep == 0:
-        return row[:0]
-    if keep >= s.max_len:
-        return row
-    behind = s.offsets.long()[1:].index_select(0, s.segments) - row
-    return row[behind <= keep]
-
-
-def shortened(s: Jagged, values: Tensor, keep: int) -> Jagged:
-    """The layout of the rows that `newest_places` names, around `values`."""
-    offsets = torch.zeros_like(s.offsets)
-    torch.cumsum(s.lengths.clamp(max=keep), 0, out=offsets[1:])
-    return Jagged(values, offsets, min(keep, s.max_len))
 
 
 class OneTransBackbone(Backbone):

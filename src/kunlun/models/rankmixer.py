@@ -1,6 +1,6 @@
 """RankMixer (arXiv 2507.15551): tokens exchange slices of themselves, then each goes its own way.
 
-    u_e   = TargetAttention_e(events of type e, candidate)       one vector an event type
+    u_e   = TargetAttention_e(events of type e with their ages, candidate)
     X     = split([tokens | u_1 .. u_E]) into T tokens, each through its own linear map
     S     = LN(Mix(X) + X)         Mix: slice t of token i becomes slice i of token t, no weights
     X'    = LN(FFN_t(S_t) + S_t)   a two-layer network of its own for each token
@@ -20,12 +20,10 @@ from torch import Tensor, nn
 
 from kunlun.config import Config, at_least_one
 from kunlun.errors import ConfigError
-from kunlun.features.embedding import TABLE_STD
 from kunlun.features.schema import Schema
 from kunlun.layers.token_mlp import TokenLinear, TokenMLP
-from kunlun.models.din import TargetAttention
-from kunlun.models.events import Events, expand, level
-from kunlun.models.merge import AGE_BUCKETS, add_ages
+from kunlun.models.events import Events, level
+from kunlun.models.pooled import Interests
 from kunlun.models.ranker import Backbone, Ranker, Row, candidate_tokens, size
 
 
@@ -75,17 +73,11 @@ class RankMixerLayer(nn.Module):
 class RankMixerBackbone(Backbone):
     """tokens [B, N, D] and events -> the mean of T mixed tokens, [B, 1, D]."""
 
-    candidate: Tensor  # int64, the candidate's places among the tokens
-
     def __init__(
         self, config: RankMixerConfig, fields: int, candidate: list[int], kinds: list[str]
     ) -> None:
         super().__init__()
-        self.register_buffer("candidate", torch.tensor(candidate), persistent=False)
-        self.attention = nn.ModuleDict(
-            {k: TargetAttention(len(candidate), config.dim, config.attention) for k in kinds}
-        )
-        self.age = nn.Parameter(torch.randn(AGE_BUCKETS, config.dim) * TABLE_STD) if kinds else None
+        self.interests = Interests(kinds, config.dim, config.attention, candidate)
         self.share = -(-(fields + len(kinds)) * config.dim // config.tokens)
         self.split = TokenLinear(config.tokens, self.share, config.dim)
         self.layers = nn.ModuleList(RankMixerLayer(config) for _ in range(config.layers))
@@ -94,12 +86,8 @@ class RankMixerBackbone(Backbone):
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
         context = level(tokens)
-        candidate = context.index_select(1, self.candidate)
-        pooled = [
-            self.attention[kind](s if self.age is None else add_ages(s, age, self.age), candidate)
-            for kind, (s, age) in expand(events, request).items()
-        ]
-        x = torch.cat([context.flatten(1), *pooled], dim=1)
+        pooled = self.interests(context, events, request)
+        x = torch.cat([context.flatten(1), pooled], dim=1)
         x = F.pad(x, (0, self.parts * self.share - x.shape[1]))  # the last share may be short
         x = self.split(x.view(-1, self.parts, self.share))
         for layer in self.layers:
@@ -108,10 +96,7 @@ class RankMixerBackbone(Backbone):
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""
-        rows = [] if self.age is None else [Row("ages", self.age.numel(), 0.0)]
-        for kind, attention in self.attention.items():
-            flops = attention.flops(n, int(lengths[kind].sum())) / n  # type: ignore[operator]
-            rows.append(Row(f"attention.{kind}", size(attention), flops))
+        rows = self.interests.costs(n, lengths)
         rows.append(Row("split", size(self.split), self.split.flops(n) / n))
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, RankMixerLayer)

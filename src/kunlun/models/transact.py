@@ -2,7 +2,7 @@
 
     c     = W_c [candidate's tokens]
     S     = [x_i + type_i + age_i ; c] for every event      TransAct: side by side, width 2 D
-    S     = x_1 .. x_T, c, each with type and age           BST: the candidate is one more token
+    S     = x_1 .. x_T with type and age, c with a type     BST: the candidate is one more token
     S'    = LN(S + MHA(S));  S'' = LN(S' + FFN(S'))         each layer, full attention
     out   = [newest K of S'' | max over S'']                BST: [S'' of c | newest K of S'']
     logit = MLP([tokens | out])
@@ -80,9 +80,10 @@ class TransActBackbone(Backbone):
         self.history = MergedHistory(caps, config.dim, config.history, ages=True)
         if not self.beside:
             self.kind = nn.Parameter(torch.randn(config.dim) * TABLE_STD)
+        # behind BST's last layer only the newest rows are read; TransAct's maximum reads all
+        kept = [None] * (config.layers - 1) + [None if self.beside else config.newest + 1]
         self.layers = nn.ModuleList(
-            TransformerLayer(config.width, config.heads, config.hidden)
-            for _ in range(config.layers)
+            TransformerLayer(config.width, config.heads, config.hidden, keep) for keep in kept
         )
         self.tokens = fields + (config.newest + 1) * config.width // config.dim
         self.width = config.dim

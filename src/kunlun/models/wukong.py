@@ -1,13 +1,13 @@
 """Wukong (arXiv 2403.02545): factorization machines, stacked; layer i holds products up to 2^i.
 
-    X_0     = [tokens | mean of each event type]
+    X_0     = [tokens | timed sum of each event type]
     X_(l+1) = LN([FMB(X_l) | LCB(X_l)] + X_l)       residual mapped over tokens where n changes
     FMB(X)  = MLP(LN(flatten(X X^T Y)))             n_F tokens; Y generated from X (attentive)
     LCB(X)  = W_L X                                 n_L tokens
     logit   = MLP(flatten(X_L))
 
 The layer is the one Kunlun's experts are made of. It knows no sequence; each event type enters as
-the mean of its events.
+a sum of its events, weighed by age.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from kunlun.config import Config, at_least_one
 from kunlun.features.schema import Schema
 from kunlun.layers.interaction import InteractionConfig, WukongLayer
-from kunlun.models.events import Events, with_summaries
+from kunlun.models.events import Events
+from kunlun.models.pooled import TimedSums
 from kunlun.models.ranker import Backbone, Ranker, Row, size
 
 
@@ -45,16 +46,17 @@ class WukongConfig(Config):
 class WukongBackbone(Backbone):
     """tokens [B, N, D] and events -> X_L [B, n_F + n_L, D]."""
 
-    def __init__(self, config: WukongConfig, fields: int) -> None:
-        """fields: N plus the number of event types."""
+    def __init__(self, config: WukongConfig, fields: int, kinds: int) -> None:
+        """fields: N; kinds: how many event types."""
         super().__init__()
+        self.history = TimedSums(kinds, config.dim)
         self.tokens, self.width = config.n_products + config.n_linear, config.dim
         block = InteractionConfig(
             experts=1, rank=config.rank, hidden=config.hidden, attentive=config.attentive
         )
         self.layers = nn.ModuleList(
             WukongLayer(
-                self.tokens if i else fields,
+                self.tokens if i else fields + kinds,
                 config.dim,
                 block,
                 config.n_products,
@@ -65,17 +67,18 @@ class WukongBackbone(Backbone):
 
     def forward(self, tokens: Tensor, events: Events, request: Tensor | None = None) -> Tensor:
         """See the class."""
-        x = with_summaries(tokens, events, request)
+        x: Tensor = self.history(tokens, events, request)
         for layer in self.layers:
             x = layer(x)
         return x
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""
-        return [
+        rows = [
             Row(f"layer{i}", size(layer), layer.flops(n) / n)  # type: ignore[operator]
             for i, layer in enumerate(self.layers)
         ]
+        return [Row("history", size(self.history), 0.0), *rows]
 
 
 class Wukong(Ranker):
@@ -83,4 +86,4 @@ class Wukong(Ranker):
 
     def __init__(self, schema: Schema, config: WukongConfig) -> None:
         super().__init__(schema, config, config.dim)
-        self.add(WukongBackbone(config, len(self.embedding.fields) + len(schema.events)))
+        self.add(WukongBackbone(config, len(self.embedding.fields), len(schema.events)))

@@ -56,6 +56,24 @@ class Jagged:
         rows = rows + torch.arange(rows.shape[0], device=rows.device)
         return Jagged(self.values[rows], offsets, self.max_len)
 
+    def newest_places(self, keep: int) -> Tensor:
+        """Where the last `keep` rows of every sequence lie, int64 [sum of min(length, keep)]."""
+        row = torch.arange(self.values.shape[0], device=self.offsets.device)
+        if keep == 0:
+            return row[:0]
+        if keep >= self.max_len:
+            return row
+        behind = self.offsets.long()[1:].index_select(0, self.segments) - row
+        return row[behind <= keep]
+
+    def shortened(self, values: Tensor, keep: int) -> Jagged:
+        """The sequences of the rows that `newest_places` names, around their `values`."""
+        if keep >= self.max_len:
+            return self.with_values(values)
+        offsets = torch.zeros_like(self.offsets)
+        torch.cumsum(self.lengths.clamp(max=keep), 0, out=offsets[1:])
+        return Jagged(values, offsets, keep)
+
     def to(self, device: Any, non_blocking: bool = False) -> Jagged:
         """Copy on another device."""
         return Jagged(
