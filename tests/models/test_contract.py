@@ -23,6 +23,8 @@ LENGTHS = {"click": [3, 0, 12, 1, 7], "view": [0, 0, 5, 12, 1]}
 OPTIONS = {
     "kunlun_softmax": ("kunlun", {"tower": {"ffn": {"kind": "softmax"}}}),
     "kunlun_sum": ("kunlun", {"tower": {"pooling": {"reduce": "sum"}}}),
+    "kunlun_ages": ("kunlun", {"tower": {"ages": True}}),
+    "interformer_sum": ("interformer", {"reduce": "sum"}),
 }
 
 

@@ -61,6 +61,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no_attention": {"tower": TOWER | {"attention": "none"}},
     "rope": {"tower": TOWER | {"time": {"mode": "rope"}}},
     "no_time": {"tower": TOWER | {"time": {"mode": "none"}}},
+    "ages": {"tower": TOWER | {"ages": True}, "events": {"view": {"dim": 8}}},
     "gap_to_previous": {"tower": TOWER | {"time": {"gap": "previous"}}},
     "gate": {"gate": True},
     "user_only": {"user_only": True},
@@ -237,6 +238,20 @@ def test_a_wrong_override_of_one_event_type_is_refused(keys: dict[str, Any], mes
 def test_sizes_must_be_positive(key: str) -> None:
     with pytest.raises(ConfigError, match=f"{key} is 0, expected 1 or more"):
         make(**{key: 0})
+
+
+@pytest.mark.parametrize("name", ["plain_ffn", "bare_residual", "no_ffn"])
+def test_an_ablated_block_does_not_drown_the_events(name: str) -> None:
+    """Ids come at rms .02, of which results of unit size would leave nothing."""
+    model, batch = make(**SWITCHES[name])
+    with torch.no_grad():
+        for layer in model.backbone.layers[:2]:
+            layer.tower["click"].register_forward_hook(
+                lambda _m, args, out: rows.extend([args[0].values, out[0].values])
+            )
+        rows: list[torch.Tensor] = []
+        model(batch)
+    assert torch.cosine_similarity(layer_norm(rows[0]), layer_norm(rows[-1])).mean() > 0.5
 
 
 def test_a_clock_that_runs_ahead_gives_finite_logits() -> None:

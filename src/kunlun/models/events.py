@@ -10,6 +10,9 @@ from torch import Tensor
 
 from kunlun.layers.norm import layer_norm
 from kunlun.ops.jagged import Jagged
+from kunlun.ops.time_buckets import time_buckets
+
+AGE_BUCKETS = 64  # two an octave of seconds
 
 Events = dict[str, tuple[Jagged, Tensor]]  # type -> ([L, d], age float64 [L] seconds)
 
@@ -24,6 +27,11 @@ def expand(events: Events, request: Tensor | None) -> Events:
 def _select(s: Jagged, age: Tensor, request: Tensor) -> tuple[Jagged, Tensor]:
     packed = s.select(request)
     return packed, s.with_values(age).select(request).values
+
+
+def add_ages(s: Jagged, age: Tensor, table: Tensor) -> Jagged:
+    """s [L, d] plus the row of table [AGE_BUCKETS, d] for every event's age [L]."""
+    return s.with_values(s.values + table.index_select(0, time_buckets(age, AGE_BUCKETS)))
 
 
 def newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from kunlun.config import Config, at_least_one, parse
 from kunlun.errors import ConfigError
+from kunlun.features.embedding import TABLE_STD
 from kunlun.features.schema import Schema
 from kunlun.layers.interaction import GlobalInteraction, InteractionConfig
 from kunlun.layers.norm import layer_norm
@@ -32,7 +33,7 @@ from kunlun.layers.pooling import PoolingConfig, SeedPooling
 from kunlun.layers.rote import Rote, RoteConfig
 from kunlun.layers.weight_generation import WeightGeneration
 from kunlun.layers.window import SlidingWindowAttention
-from kunlun.models.events import Events, expand, newest
+from kunlun.models.events import AGE_BUCKETS, Events, add_ages, expand, newest
 from kunlun.models.ranker import Backbone, Ranker, Row, size
 from kunlun.ops.jagged import Jagged
 
@@ -50,6 +51,7 @@ class TowerConfig(Config):
     ffn: PersonalizedFFNConfig = field(default_factory=PersonalizedFFNConfig)
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     time: RoteConfig = field(default_factory=RoteConfig)
+    ages: bool = False  # a learned vector for every event's age, added where it enters
 
     def __post_init__(self) -> None:
         sizes = {"layers": self.layers, "history": self.history, "window": self.window}
@@ -233,6 +235,9 @@ class KunlunBackbone(Backbone):
         # ids come at rms .02; what adds to them without a norm would leave nothing of them
         self.bare = [k for k, t in towers.items() if t.ffn.norm == "bare" or t.ffn.kind == "none"]
         self.history = {k: min(max_len[k], t.history or max_len[k]) for k, t in towers.items()}
+        self.ages = nn.ParameterDict(
+            {k: torch.randn(AGE_BUCKETS, t.dim) * TABLE_STD for k, t in towers.items() if t.ages}
+        )
         self.rote = nn.ModuleDict({k: Rote(t.dim // t.heads, t.time) for k, t in towers.items()})
         shared = [i for i, of_request in enumerate(request_tokens) if of_request]
         if config.user_only and not shared:
@@ -261,20 +266,23 @@ class KunlunBackbone(Backbone):
         elif request is not None:
             events, request = expand(events, request), None
         angles = {k: self.rote[k](s, age) for k, (s, age) in events.items()}
-        sequences = {k: self._entering(k, s) for k, (s, _) in events.items()}
+        sequences = {k: self._entering(k, *event) for k, event in events.items()}
         x = tokens
         summaries: dict[str, Tensor] = {}
         for layer in self.layers:
             x = layer(x, x_user, sequences, angles, summaries, request)
         return x
 
-    def _entering(self, kind: str, s: Jagged) -> Jagged:
+    def _entering(self, kind: str, s: Jagged, age: Tensor) -> Jagged:
+        if kind in self.ages:
+            s = add_ages(s, age, self.ages[kind])
         return s.with_values(layer_norm(s.values)) if kind in self.bare else s
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""
         kept = {k: v.clamp(max=self.history[k]) for k, v in lengths.items()}
-        rows = [Row("rote", size(self.rote), 0.0)] if size(self.rote) else []
+        marks = {"rote": size(self.rote), "ages": size(self.ages)}
+        rows = [Row(name, parameters, 0.0) for name, parameters in marks.items() if parameters]
         for i, layer in enumerate(self.layers):
             rows += layer.costs(f"layer{i}", n, kept)  # type: ignore[operator]
         return rows

@@ -14,8 +14,7 @@ from kunlun.errors import ConfigError
 from kunlun.features.embedding import TABLE_STD
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm
-from kunlun.models.events import Events, expand, newest
-from kunlun.models.merge import AGE_BUCKETS, add_ages
+from kunlun.models.events import AGE_BUCKETS, Events, add_ages, expand, newest
 from kunlun.ops.jagged import Jagged
 
 

@@ -9,16 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from kunlun.features.embedding import TABLE_STD
-from kunlun.models.events import Events, expand, merge_by_time, newest
+from kunlun.models.events import AGE_BUCKETS, Events, add_ages, expand, merge_by_time, newest
 from kunlun.ops.jagged import Jagged
-from kunlun.ops.time_buckets import time_buckets
-
-AGE_BUCKETS = 64  # two an octave of seconds
-
-
-def add_ages(s: Jagged, age: Tensor, table: Tensor) -> Jagged:
-    """s [L, d] plus the row of table [AGE_BUCKETS, d] for every event's age [L]."""
-    return s.with_values(s.values + table.index_select(0, time_buckets(age, AGE_BUCKETS)))
 
 
 class MergedHistory(nn.Module):

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from kunlun.features.embedding import TABLE_STD
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm
-from kunlun.models.events import Events, expand, level
-from kunlun.models.merge import AGE_BUCKETS, add_ages
+from kunlun.models.events import AGE_BUCKETS, Events, add_ages, expand, level
 from kunlun.models.ranker import Row, size
 from kunlun.ops import gelu_approx
 from kunlun.ops.jagged import Jagged

@@ -34,6 +34,7 @@ ABLATIONS: dict[str, str] = {
     "experts_4": "model.interaction.experts=4",
     "rope": "model.tower.time.mode=rope",
     "no_rotation": "model.tower.time.mode=none",
+    "ages": "model.tower.ages=true",
     "pooling_first": "model.order=pooling_first",
 }
 
