@@ -178,6 +178,19 @@ def test_other_data_are_refused(copied, config) -> None:
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
+@pytest.mark.parametrize("finished_run", [True, False], ids=["finished", "torn"])
+def test_other_data_of_a_run_without_its_line_are_refused(finished_run, copied, config) -> None:
+    run = copied / "cells/dcnv2/seed1"
+    run.with_suffix(".json").unlink()
+    if not finished_run:
+        (run / "summary.json").unlink()
+    about = json.loads((run / "env.json").read_text())
+    about["data"]["rows"]["train"] += 1
+    (run / "env.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match=r"dcnv2/seed1: its data differ in rows; choose another"):
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+
+
 @pytest.mark.parametrize("content", ['{"variant": "dc', "[]"], ids=["torn", "list"])
 def test_a_torn_line_is_named(content, copied, config) -> None:
     file = copied / "cells/dcnv2/seed0.json"

@@ -63,6 +63,8 @@ class Cell:
         if not self.file.is_file():
             if (self.run / "config.yaml").is_file():
                 self._same(self.run, rundir.config_of(self.run).to_dict())
+                if data := source.recorded(self.run):  # {}: it has read nothing yet
+                    self._same_data(self.run, data, dataset)
             return None
         try:
             found: dict[str, Any] = json.loads(self.file.read_text())
@@ -70,10 +72,7 @@ class Cell:
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{self.file}: not a cell of a comparison; delete it") from None
         self._same(self.file, config)
-        now = source.fingerprint(dataset)
-        for key in SAME_DATA:
-            if data.get(key) != now[key]:
-                raise RunError(f"{self.file}: its data differ in {key}; choose another --out")
+        self._same_data(self.file, data, dataset)
         return found
 
     def _same(self, where: Path, config: dict[str, Any]) -> None:
@@ -83,6 +82,14 @@ class Cell:
                 raise RunError(
                     f"{where}: was made with {key}={before.get(key)!r}, now it is "
                     f"{now.get(key)!r}; choose another --out, or delete it"
+                )
+
+    def _same_data(self, where: Path, before: dict[str, Any], dataset: Any) -> None:
+        now = source.fingerprint(dataset)
+        for key in SAME_DATA:
+            if before.get(key) != now[key]:
+                raise RunError(
+                    f"{where}: its data differ in {key}; choose another --out, or delete it"
                 )
 
     def _as_begun(self) -> RunConfig:
