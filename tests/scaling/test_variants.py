@@ -65,6 +65,8 @@ def test_ablations_leave_out_what_changes_nothing(config) -> None:
         (["odd.yaml"], "model is 3, expected a group of keys"),
         (["key.yaml"], "did you mean 'dim'"),
         (["rate.yaml"], "train.lr is -1"),
+        (["longer.yaml"], "longer.yaml: train.epochs: all train on the same samples; leave it out"),
+        (["batch.yaml"], "batch.yaml: train.batch_size: all train on the same samples, and with"),
     ],
 )
 def test_wrong_names(names, message, config, tmp_path, monkeypatch) -> None:
@@ -73,6 +75,8 @@ def test_wrong_names(names, message, config, tmp_path, monkeypatch) -> None:
     (tmp_path / "odd.yaml").write_text("model: 3\n")
     (tmp_path / "key.yaml").write_text("model: {name: dcnv2, dimm: 3}\n")
     (tmp_path / "rate.yaml").write_text("train: {lr: -1}\n")
+    (tmp_path / "longer.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "batch.yaml").write_text("train: {batch_size: 8}\n")
     with pytest.raises(ConfigError) as caught:
         variants.choose(config, names)
     assert message in str(caught.value)
