@@ -11,6 +11,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+import torch
 
 from kunlun.errors import NonFiniteError, RunError
 from kunlun.report.comparison import markdown, page, text
@@ -303,6 +304,41 @@ def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     assert grown.match == found.match
     other = study(config, tmp_path, list(reversed(NAMES)), match="time")
     assert other.match["budget"] == 2.0
+
+
+def test_sizes_by_time_of_other_settings_are_refused(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "kunlun.scaling.study.seconds_per_sample",
+        lambda config, section, dataset: section["dim"] / 16,
+    )
+    monkeypatch.setattr(cells, "train", diverge)
+    compare.run(study(config, tmp_path, match="time"), str)
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=32))
+    with pytest.raises(RunError, match=r"sizes.json: was made with train.batch_size=64, now it"):
+        study(other, tmp_path, match="time")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.raises(RunError, match=r"sizes.json: was made with threads=\d+, now it is 77; cho"):
+        study(config, tmp_path, match="time")
+
+
+@pytest.mark.parametrize("changed", ["rows", "threads", "unknown"])
+def test_speeds_under_other_conditions_are_measured_again(
+    changed, finished, copied, config, monkeypatch
+) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    file = copied / "speed.json"
+    kept = json.loads(file.read_text())
+    if changed == "rows":
+        kept["conditions"]["data"]["rows"]["train"] += 1
+    elif changed == "threads":
+        kept["conditions"]["threads"] += 1
+    else:  # as earlier versions wrote it
+        del kept["conditions"]
+    file.write_text(json.dumps(kept))
+    report = compare.run(study(config, copied, seeds=2, match="flops"), str)
+    assert report["models"][0]["step_samples_per_s"]["mean"] == pytest.approx(1000)
+    again = json.loads(file.read_text())["conditions"]
+    assert again == json.loads((finished[0] / "speed.json").read_text())["conditions"]
 
 
 def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> None:

@@ -76,13 +76,7 @@ class Cell:
         return found
 
     def _same(self, where: Path, config: dict[str, Any]) -> None:
-        before, now = rundir.flat(config), rundir.flat(self.config.to_dict())
-        for key in sorted(before.keys() | now.keys()):
-            if key not in FREE and before.get(key) != now.get(key):
-                raise RunError(
-                    f"{where}: was made with {key}={before.get(key)!r}, now it is "
-                    f"{now.get(key)!r}; choose another --out, or delete it"
-                )
+        refuse_changes(where, config, self.config.to_dict())
 
     def _same_data(self, where: Path, before: dict[str, Any], dataset: Any) -> None:
         now = source.fingerprint(dataset)
@@ -132,6 +126,17 @@ class Cell:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, line)
         return line
+
+
+def refuse_changes(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RunError naming the first key, free ones aside, that is not what it was."""
+    before, now = rundir.flat(before), rundir.flat(now)
+    for key in sorted(before.keys() | now.keys()):
+        if key not in FREE and before.get(key) != now.get(key):
+            raise RunError(
+                f"{where}: was made with {key}={before.get(key)!r}, now it is "
+                f"{now.get(key)!r}; choose another --out, or delete it"
+            )
 
 
 def results(run: Path, flops_per_sample: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from kunlun.scaling.cell import Cell
 from kunlun.scaling.jobs import Jobs, finish
 from kunlun.scaling.study import Study
 from kunlun.scaling.summary import spread, summarise
-from kunlun.scaling.timing import speeds
+from kunlun.scaling.timing import conditions, speeds
 from kunlun.scaling.tuning import best, record
 from kunlun.training import environment, source
 from kunlun.training.runlog import write_json
@@ -134,7 +134,8 @@ def _add_differences(
 
 
 def _step_speeds(study: Study) -> list[dict[str, Any]]:
-    """How fast each variant steps, measured side by side; kept in OUT/speed.json, like the cells.
+    """How fast each variant steps, measured side by side; kept in OUT/speed.json, like the cells,
+    and measured again under other conditions.
 
     step_samples_per_s, step_mfu, and times_first: how many times as fast as the first. Variants of
     unequal batch sizes step with the configured one, so that models differ and not batches.
@@ -146,11 +147,14 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
             dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=size))
             for run in runs
         ]
-    asked = [run.to_dict() for run in runs]
+    asked = {
+        "asked": [run.to_dict() for run in runs],
+        "conditions": conditions(study.config, study.dataset),
+    }
     file = study.out / "speed.json"
     if file.is_file():
         kept = json.loads(file.read_text())
-        if kept["asked"] == asked:
+        if all(kept.get(key) == value for key, value in asked.items()):
             return list(kept["speeds"])
     device = environment.pick_device(study.config.train.device)
     dtype = torch.bfloat16 if study.config.train.precision == "bf16" else torch.float32
@@ -165,5 +169,5 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
         for seconds, v in zip(measured, study.variants, strict=True)
     ]
     study.out.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"asked": asked, "machine": environment.describe(device), "speeds": found})
+    write_json(file, {**asked, "machine": environment.describe(device), "speeds": found})
     return found

@@ -12,6 +12,7 @@ import torch
 
 from kunlun.models.head import multi_task_loss
 from kunlun.models.io import build
+from kunlun.scaling.cell import SAME_DATA
 from kunlun.training import environment, source
 from kunlun.training.config import RunConfig
 from kunlun.training.optim import Optimizers
@@ -58,6 +59,15 @@ def seconds_per_sample(config: RunConfig, section: dict[str, Any], dataset: Any)
         environment.wait(device)
         found.append((clock() - started) / len(batch))
     return statistics.median(found[WARM_UP:])
+
+
+def conditions(config: RunConfig, dataset: Any) -> dict[str, Any]:
+    """What seconds of steps depend on besides the model; kept with what was measured."""
+    held = source.fingerprint(dataset)
+    about = environment.describe(environment.pick_device(config.train.device))
+    train = {key: value for key, value in config.train.to_dict().items() if key != "seed"}
+    data = {key: held[key] for key in SAME_DATA}
+    return {"data": data, "train": train, "device": about["device"], "threads": about["threads"]}
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
