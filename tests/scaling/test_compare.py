@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kunlun.errors import NonFiniteError, RunError
+from kunlun.models.io import resolve
 from kunlun.report.comparison import markdown, page, text
 from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, summary, variants
@@ -150,8 +151,11 @@ def test_a_torn_cell_goes_on(finished, copied, config) -> None:
     assert max(steps) == 4
 
 
-def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(copied, config) -> None:
+@pytest.mark.parametrize("saved", [True, False], ids=["checkpoint", "none_yet"])
+def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(saved, copied, config) -> None:
     run = copied / "cells/dcnv2/seed1"
+    if not saved:
+        shutil.rmtree(run / "checkpoints")
     for file in (run / "summary.json", run.with_suffix(".json")):
         file.unlink()
     place = Path(config.data)
@@ -159,6 +163,26 @@ def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(copied, config) -> 
     said: list[str] = []
     compare.run(study(moved, copied, seeds=2, match="flops"), said.append)
     assert [line for line in said if "training" in line] == ["[4/4] dcnv2 seed 1: training"]
+
+
+def test_a_default_may_be_written_or_left_out(copied, config) -> None:
+    run, said = copied / "cells/kunlun/seed1", []
+    assert "comp_skip" not in rundir.config_of(run).model
+    whole = {"name": "kunlun", **resolve(config.model, "config")[1].to_dict()}
+    for file in (run / "summary.json", run.with_suffix(".json")):
+        file.unlink()
+    written = dataclasses.replace(config, model=whole)
+    compare.run(study(written, copied, ["kunlun"], seeds=2), said.append)
+    assert said == ["[1/2] kunlun seed 0: finished before", "[2/2] kunlun seed 1: training"]
+
+
+def test_a_cell_of_an_unknown_key_is_refused(copied, config) -> None:
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    line["config"]["model"]["gone"] = 1
+    file.write_text(json.dumps(line))
+    with pytest.raises(RunError, match=r"seed0.json: model: gone is not a field .*another --out"):
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
 def test_another_configuration_is_refused_before_training(copied, config) -> None:

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kunlun.errors import NonFiniteError, RunError
+from kunlun.errors import ConfigError, NonFiniteError, RunError
+from kunlun.models.io import resolve
 from kunlun.scaling import memory
 from kunlun.scaling.size import Cost
-from kunlun.training import checkpoint, environment, rundir, source
+from kunlun.training import environment, rundir, source
 from kunlun.training.compare import compare
 from kunlun.training.config import RunConfig
 from kunlun.training.runlog import read_rows, write_json
 from kunlun.training.trainer import train
 
 FREE = {*rundir.FREE, "name", "data"}  # the data are compared by what they hold
-SAME_DATA = ("schema", "inputs", "encoders", "rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,22 +76,28 @@ class Cell:
         return found
 
     def _same(self, where: Path, config: dict[str, Any]) -> None:
-        refuse_changes(where, config, self.config.to_dict())
+        """A default is the same model whether it is written or left out."""
+        try:
+            before = {**config, "model": _whole(config["model"], str(where))}
+        except ConfigError as error:
+            raise RunError(f"{error}; choose another --out, or delete it") from None
+        now = self.config.to_dict()
+        refuse_changes(where, before, {**now, "model": _whole(now["model"], self.label)})
 
     def _same_data(self, where: Path, before: dict[str, Any], dataset: Any) -> None:
         now = source.fingerprint(dataset)
-        for key in SAME_DATA:
+        for key in source.SAME_DATA:
             if before.get(key) != now[key]:
                 raise RunError(
                     f"{where}: its data differ in {key}; choose another --out, or delete it"
                 )
 
     def _as_begun(self) -> RunConfig:
-        """With the name and the spelling of the data in the config.yaml that is resumed."""
-        if not checkpoint.complete(self.run / "checkpoints"):
+        """With name, data and model as the config.yaml that is resumed spells them."""
+        if not (self.run / "config.yaml").is_file():
             return self.config
         begun = rundir.config_of(self.run)
-        return dataclasses.replace(self.config, name=begun.name, data=begun.data)
+        return dataclasses.replace(self.config, name=begun.name, data=begun.data, model=begun.model)
 
     def work(self, dataset: Any, jobs: int = 1) -> dict[str, Any]:
         """Train to the end, from its newest checkpoint if it was torn; write and return the line.
@@ -120,12 +126,17 @@ class Cell:
             "peak_memory": None if was_trained else memory.peak(device),
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
             "config": self.config.to_dict(),
-            "data": {key: held[key] for key in SAME_DATA},
+            "data": {key: held[key] for key in source.SAME_DATA},
             "machine": environment.describe(device),
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, line)
         return line
+
+
+def _whole(section: dict[str, Any], where: str) -> dict[str, Any]:
+    """A `model:` section with every default in its place."""
+    return {"name": section.get("name", "kunlun"), **resolve(section, where)[1].to_dict()}
 
 
 def refuse_changes(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from kunlun.models.head import multi_task_loss
 from kunlun.models.io import build
-from kunlun.scaling.cell import SAME_DATA
 from kunlun.training import environment, source
 from kunlun.training.config import RunConfig
 from kunlun.training.optim import Optimizers
@@ -66,7 +65,7 @@ def conditions(config: RunConfig, dataset: Any) -> dict[str, Any]:
     held = source.fingerprint(dataset)
     about = environment.describe(environment.pick_device(config.train.device))
     train = {key: value for key, value in config.train.to_dict().items() if key != "seed"}
-    data = {key: held[key] for key in SAME_DATA}
+    data = {key: held[key] for key in source.SAME_DATA}
     return {"data": data, "train": train, "device": about["device"], "threads": about["threads"]}
 
 
