@@ -8,6 +8,8 @@ import json
 import math
 import shutil
 import statistics
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from kunlun.models.io import resolve
 from kunlun.report.comparison import markdown, page, text
 from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, summary, variants
+from kunlun.scaling.jobs import Jobs, _Worker
 from kunlun.scaling.study import prepare
 from kunlun.training import rundir
 
@@ -383,6 +386,32 @@ def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(compare.fcntl, "flock", flock)
     compare.run(study(config, tmp_path), said.append)
     assert "file system without locks" in said[0]
+
+
+def test_workers_that_outlive_their_parent_keep_the_lock(config, tmp_path, monkeypatch) -> None:
+    workers = []
+
+    def end() -> None:
+        worker = workers.pop()
+        worker.interrupt()
+        worker.kill()
+
+    def finish(lines, dataset, say, done, jobs) -> None:
+        workers.append(_Worker(next(iter(lines)), jobs))
+        raise KeyboardInterrupt  # and nobody waits for the worker, as after a SIGKILL
+
+    monkeypatch.setattr(compare, "finish", finish)
+    at_once = Jobs(2, partial(time.sleep, 600))
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(study(config, tmp_path), str, at_once)
+    try:
+        with pytest.raises(RunError, match="another kunlun compare is at work there"):
+            compare.run(study(config, tmp_path), str)
+    finally:
+        end()
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(study(config, tmp_path), str, at_once)
+    end()
 
 
 def test_training_steps_are_timed(config) -> None:

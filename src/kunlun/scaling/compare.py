@@ -39,7 +39,7 @@ def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str,
     chosen; otherwise as `train`.
     """
     study.out.mkdir(parents=True, exist_ok=True)
-    with (study.out / ".lock").open("a") as file:  # the lock ends with the process, however it does
+    with (study.out / ".lock").open("a") as file:  # the lock ends with all who hold it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -49,7 +49,7 @@ def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str,
             ) from None
         except OSError:
             say("OUT is on a file system without locks; see that no other kunlun compare uses it")
-        return _run(study, say, jobs)
+        return _run(study, say, dataclasses.replace(jobs, lock=file.fileno()))
 
 
 def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]:
