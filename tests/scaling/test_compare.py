@@ -132,6 +132,19 @@ def test_finished_cells_are_not_run_again(finished, copied, config, monkeypatch)
     assert all(line.endswith("finished before") for line in said)
 
 
+def test_machines_are_those_that_measured(copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    speed, line = copied / "speed.json", copied / "cells/dcnv2/seed1.json"
+    for file, name in ((speed, "one"), (line, "two")):
+        held = json.loads(file.read_text())
+        held["machine"]["cpu"] = name
+        file.write_text(json.dumps(held))
+    report = compare.run(study(config, copied, seeds=2, match="flops"), str)
+    assert report["machine"]["cpu"] == "one"
+    assert [machine["cpu"] for machine in report["run_machines"]][1:] == ["two"]
+    assert "Steps were timed on one, device" in text(report)
+
+
 def test_lines_alone_are_enough(finished, copied, config, monkeypatch) -> None:
     for run in copied.glob("cells/*/*/"):
         shutil.rmtree(run)

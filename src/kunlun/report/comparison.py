@@ -94,6 +94,10 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"Runs were trained {report['jobs']} at a time, so their samples/s, MFU and seconds "
             "shared the machine; steps were measured afterwards with the machine to themselves."
         )
+    steps = _machine(report["machine"])
+    runs = dict.fromkeys(map(_machine, report["run_machines"]))
+    if list(runs) != [steps]:
+        found.append(f"Steps were timed on {steps}. Runs were trained on {'; '.join(runs)}.")
     found += [
         f"The truth is known: expected NE of {task}, with each label replaced by its true "
         f"probability, cannot be below {floor:.4f}."
@@ -162,11 +166,7 @@ def page(report: dict[str, Any]) -> str:
         parts.append(f"<figure>{draw_differences(report)}</figure>")
     parts.append("<h2>Notes</h2><ul>")
     parts += [f"<li>{escape(note)}</li>" for note in notes(report)]
-    about = report["machine"]
-    parts.append(
-        f"<li>{escape(str(about['cpu']))}, device {escape(str(about['device']))}, "
-        f"{about['threads']} thread(s), torch {escape(str(about['packages']['torch']))}</li></ul>"
-    )
+    parts.append(f"<li>{escape(_machine(report['machine']))}</li></ul>")
     for name, own in (report.get("tuning") or {}).items():
         lines = "\n".join(f"{t['number']}: {_settings(t['changes'])}" for t in own["trials"])
         parts.append(
@@ -197,6 +197,13 @@ def scaled(value: float) -> str:
         if value >= size:
             return f"{value / size:.2f} {unit}"
     return f"{value:.0f}"
+
+
+def _machine(about: dict[str, Any]) -> str:
+    return (
+        f"{about['cpu']}, device {about['device']}, {about['threads']} thread(s), "
+        f"torch {about['packages']['torch']}"
+    )
 
 
 def _tuning(tuning: dict[str, Any]) -> Table:

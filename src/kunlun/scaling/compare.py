@@ -68,7 +68,7 @@ def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]
     for row in grid:
         _add_differences(row, lines, differences)
     finish(lines, study.dataset, say, done, jobs)
-    steps = _step_speeds(study)
+    steps, timed_on = _step_speeds(study)
     report = {
         "config": study.config.to_dict(),
         "data": source.fingerprint(study.dataset)["rows"],
@@ -78,7 +78,8 @@ def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]
         "left_out": study.left_out,
         "tuning": records,
         "jobs": max((line or {}).get("jobs", 1) for line in lines.values()),
-        "machine": environment.describe(environment.pick_device(study.config.train.device)),
+        "machine": timed_on,
+        "run_machines": _machines(lines),
         "models": [
             {**about, **summarise([lines[c] for c in own], [differences[c] for c in own]), **speed}
             for about, own, speed in zip(study.plan(), zip(*grid, strict=True), steps, strict=True)
@@ -133,9 +134,19 @@ def _add_differences(
             differences[cell] = cells.against(first, cell, lines)
 
 
-def _step_speeds(study: Study) -> list[dict[str, Any]]:
-    """How fast each variant steps, measured side by side; kept in OUT/speed.json, like the cells,
-    and measured again under other conditions.
+def _machines(lines: Mapping[Cell, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Those that trained the cells, each once; their commits may differ."""
+    found: list[dict[str, Any]] = []
+    for line in filter(None, lines.values()):
+        about = {k: v for k, v in line["machine"].items() if not k.startswith("git_")}
+        if about not in found:
+            found.append(about)
+    return found
+
+
+def _step_speeds(study: Study) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """How fast each variant steps, measured side by side, and the machine; kept in OUT/speed.json,
+    like the cells, and measured again under other conditions.
 
     step_samples_per_s, step_mfu, and times_first: how many times as fast as the first. Variants of
     unequal batch sizes step with the configured one, so that models differ and not batches.
@@ -155,7 +166,7 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
     if file.is_file():
         kept = json.loads(file.read_text())
         if all(kept.get(key) == value for key, value in asked.items()):
-            return list(kept["speeds"])
+            return list(kept["speeds"]), kept["machine"]
     device = environment.pick_device(study.config.train.device)
     dtype = torch.bfloat16 if study.config.train.precision == "bf16" else torch.float32
     peak = environment.peak_flops(device, dtype)
@@ -169,5 +180,6 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
         for seconds, v in zip(measured, study.variants, strict=True)
     ]
     study.out.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**asked, "machine": environment.describe(device), "speeds": found})
-    return found
+    machine = environment.describe(device)
+    write_json(file, {**asked, "machine": machine, "speeds": found})
+    return found, machine
