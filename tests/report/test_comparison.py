@@ -86,6 +86,15 @@ def test_numbers_carry_their_noise(report) -> None:
     assert hstu[2:] == ["-"] * 6 + ["x 3.00", "x 1.100 ± 0.010", "+0.0 points"]
 
 
+def test_one_seed_of_several_is_no_verdict(report) -> None:
+    ne = report["models"][1]["against_first"]["click"]["ne"]
+    ne["seeds"] = 1
+    row = tables(report)[2].rows[0]
+    assert row[3:5] == ["+0.01000 to +0.03000 (1 of 2 seeds)", "one seed"]
+    report["seeds"] = [0]  # a study of one seed says so in its notes
+    assert tables(report)[2].rows[0][3:5] == ["+0.01000 to +0.03000", "worse"]
+
+
 def test_notes_say_what_was_left_out(report) -> None:
     for words in (text(report), markdown(report), page(report)):
         assert "hstu diverged: step 3: loss is not finite" in words

@@ -265,5 +265,7 @@ def _difference(found: dict[str, Any] | None, sign: int, seeds: int) -> list[str
     verdict = "within noise"
     if low > 0 or high < 0:
         verdict = "better" if (low > 0) == (sign > 0) else "worse"
+        if found["seeds"] == 1 < seeds:  # its interval lacks the noise that the others' have
+            verdict = "one seed"
     few = "" if found["seeds"] == seeds else f" ({found['seeds']} of {seeds} seeds)"
     return [f"{found['difference']:+.5f}", f"{low:+.5f} to {high:+.5f}{few}", verdict]
