@@ -381,6 +381,17 @@ def test_speeds_under_other_conditions_are_measured_again(
     assert again == json.loads((finished[0] / "speed.json").read_text())["conditions"]
 
 
+def test_mfu_of_steps_is_of_the_precision_of_each_model(config, tmp_path, monkeypatch) -> None:
+    peaks = {torch.bfloat16: 4e9, torch.float32: 1e9}
+    monkeypatch.setattr(compare.environment, "peak_flops", lambda device, dtype: peaks[dtype])
+    monkeypatch.setattr(cells, "train", diverge)
+    half = tmp_path / "half.yaml"
+    half.write_text("train: {precision: bf16}")
+    report = compare.run(study(config, tmp_path / "out", ["kunlun", str(half)]), str)
+    full, half = (model["step_mfu"]["mean"] for model in report["models"])
+    assert full == pytest.approx(4 * half)
+
+
 def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> None:
     def train(config, **keys):
         with pytest.raises(RunError, match=f"^{tmp_path}: another kunlun compare is at work there"):

@@ -168,17 +168,23 @@ def _step_speeds(study: Study) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         if all(kept.get(key) == value for key, value in asked.items()):
             return list(kept["speeds"]), kept["machine"]
     device = environment.pick_device(study.config.train.device)
-    dtype = torch.bfloat16 if study.config.train.precision == "bf16" else torch.float32
-    peak = environment.peak_flops(device, dtype)
+    peaks = {
+        precision: environment.peak_flops(
+            device, torch.bfloat16 if precision == "bf16" else torch.float32
+        )
+        for precision in {run.train.precision for run in runs}
+    }
     measured = speeds(runs, study.dataset)
-    found = [
-        {
-            "step_samples_per_s": spread([1 / s for s in seconds]),
-            "step_mfu": spread([3 * study.cost(v).flops / s / peak for s in seconds]),
-            "times_first": spread([f / s for f, s in zip(measured[0], seconds, strict=True)]),
-        }
-        for seconds, v in zip(measured, study.variants, strict=True)
-    ]
+    found = []
+    for seconds, v, run in zip(measured, study.variants, runs, strict=True):
+        most = peaks[run.train.precision]
+        found.append(
+            {
+                "step_samples_per_s": spread([1 / s for s in seconds]),
+                "step_mfu": spread([3 * study.cost(v).flops / s / most for s in seconds]),
+                "times_first": spread([f / s for f, s in zip(measured[0], seconds, strict=True)]),
+            }
+        )
     study.out.mkdir(parents=True, exist_ok=True)
     machine = environment.describe(device)
     write_json(file, {**asked, "machine": machine, "speeds": found})
