@@ -232,11 +232,19 @@ def test_other_data_of_a_run_without_its_line_are_refused(finished_run, copied, 
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
-@pytest.mark.parametrize("content", ['{"variant": "dc', "[]"], ids=["torn", "list"])
-def test_a_torn_line_is_named(content, copied, config) -> None:
-    file = copied / "cells/dcnv2/seed0.json"
-    file.write_text(content)
-    with pytest.raises(RunError, match=r"dcnv2/seed0.json: not a cell of a comparison; delete it"):
+@pytest.mark.parametrize("content", ['{"variant": "dc', "[]", "{}"], ids=["torn", "list", "empty"])
+@pytest.mark.parametrize("name", ["cells/dcnv2/seed0.json", "speed.json", "sizes.json"])
+def test_a_torn_file_is_named(name, content, copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    (copied / name).write_text(content)
+    match = "time" if name == "sizes.json" else "flops"
+    with pytest.raises(RunError, match=rf"{name}: torn, or not written by this .* delete it$"):
+        compare.run(study(config, copied, seeds=2, match=match), str)
+
+
+def test_a_line_of_something_else_is_refused(copied, config) -> None:
+    (copied / "cells/dcnv2/seed0.json").write_text('{"config": {}, "data": {}}')
+    with pytest.raises(RunError, match=r"seed0.json: was made with .* choose another --out"):
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 

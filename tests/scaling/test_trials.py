@@ -94,6 +94,7 @@ def test_lists_of_models_not_compared_are_left_alone(config, write) -> None:
         ("all: [{train: 3}]", "all, trial 1, for kunlun: train is 3, expected a group of keys"),
         ("all: [{train: {lrr: 1}}]", "trial 1, for kunlun: train: lrr is not a field of TrainConf"),
         ("all: [{train: {lr: -1}}]", "trial 1, for kunlun: train: train.lr is -1.0, expected more"),
+        ("all: [{train: {yes: 1}}]", "trial 1, for kunlun: train: 1 is True; keys should be str"),
         ("all: [{model: {n_sum: 8}}]", "all, trial 1, for dcnv2: model: n_sum is not a field of"),
         ("all: [{}]\ndcnv2: [{model: {dimm: 8}}]", "dcnv2, trial 1: model: dimm is not a field"),
         ("all: [{train: {seed: 3}}]", "train.seed: those of --seeds are for all; leave it out"),

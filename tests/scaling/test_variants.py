@@ -48,6 +48,12 @@ def test_a_tower_switch_reaches_event_types_of_their_own(config) -> None:
     assert config.model["events"] == events
 
 
+def test_a_wrong_group_of_an_event_type_is_left_to_the_model(config) -> None:
+    config = dataclasses.replace(config, model={**config.model, "events": {"click": {"ffn": "x"}}})
+    kept, _ = variants.ablations(config)
+    assert all(v.model["events"] in ({}, {"click": {"ffn": "x"}}) for v in kept)
+
+
 def test_ablations_leave_out_what_changes_nothing(config) -> None:
     kept, left_out = variants.ablations(config)
     assert [kept[0].name, kept[0].model] == ["kunlun", config.model]

@@ -66,19 +66,15 @@ class Cell:
                 if data := source.recorded(self.run):  # {}: it has read nothing yet
                     self._same_data(self.run, data, dataset)
             return None
-        try:
-            found: dict[str, Any] = json.loads(self.file.read_text())
-            config, data = found["config"], found["data"]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{self.file}: not a cell of a comparison; delete it") from None
-        self._same(self.file, config)
-        self._same_data(self.file, data, dataset)
+        found = read_kept(self.file, config=dict, data=dict)
+        self._same(self.file, found["config"])
+        self._same_data(self.file, found["data"], dataset)
         return found
 
     def _same(self, where: Path, config: dict[str, Any]) -> None:
         """A default is the same model whether it is written or left out."""
         try:
-            before = {**config, "model": _whole(config["model"], str(where))}
+            before = {**config, "model": _whole(config.get("model", {}), str(where))}
         except ConfigError as error:
             raise RunError(f"{error}; choose another --out, or delete it") from None
         now = self.config.to_dict()
@@ -132,6 +128,17 @@ class Cell:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, line)
         return line
+
+
+def read_kept(file: Path, **keys: type) -> dict[str, Any]:
+    """What an earlier call wrote. Raises RunError unless these keys are there, of these types."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(found.get(k), t) for k, t in keys.items()):
+        raise RunError(f"{file}: torn, or not written by this version of kunlun; delete it")
+    return found
 
 
 def _whole(section: dict[str, Any], where: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -164,7 +163,7 @@ def _step_speeds(study: Study) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     }
     file = study.out / "speed.json"
     if file.is_file():
-        kept = json.loads(file.read_text())
+        kept = cells.read_kept(file, asked=list, machine=dict, speeds=list)
         if all(kept.get(key) == value for key, value in asked.items()):
             return list(kept["speeds"]), kept["machine"]
     device = environment.pick_device(study.config.train.device)

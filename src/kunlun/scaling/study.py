@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kunlun.errors import ConfigError
-from kunlun.scaling.cell import Cell, refuse_changes
+from kunlun.scaling.cell import Cell, read_kept, refuse_changes
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
 from kunlun.scaling.timing import TIME_TOLERANCE, conditions, seconds_per_sample
 from kunlun.scaling.trials import Trial, read, refuse_doubles
@@ -147,8 +147,8 @@ def _kept_sizes(file: Path, now: dict[str, Any]) -> dict[str, Any]:
     """What an earlier call measured under the same conditions, {} if there was none."""
     if not file.is_file():
         return {}
-    found: dict[str, Any] = json.loads(file.read_text())
-    refuse_changes(file, found.get("conditions", {}), now)
+    found = read_kept(file, first=str, budget=float, sizes=dict, conditions=dict)
+    refuse_changes(file, found["conditions"], now)
     return found
 
 

@@ -175,8 +175,9 @@ def _without(section: dict[str, Any], key: str) -> dict[str, Any]:
     for values in section.get("events", {}).values():
         *parents, last = inner.split(".")
         for parent in parents:
-            values = values.get(parent, {})
-        values.pop(last, None)
+            values = values.get(parent) if isinstance(values, dict) else None
+        if isinstance(values, dict):  # else the model will say what is wrong with it
+            values.pop(last, None)
     return section
 
 
