@@ -22,7 +22,7 @@ from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, summary, variants
 from kunlun.scaling.jobs import Jobs, _Worker
 from kunlun.scaling.study import prepare
-from kunlun.training import rundir
+from kunlun.training import memory, rundir
 
 NAMES = ["kunlun", "dcnv2"]
 
@@ -264,6 +264,14 @@ def test_a_run_that_diverges_is_a_line_too(config, tmp_path, monkeypatch) -> Non
     assert page(report)
     monkeypatch.setattr(cells, "train", None)  # nor is it run again
     assert compare.run(study(config, tmp_path), str) == report
+
+
+def test_a_peak_that_cannot_start_anew_is_not_told(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "none/clear_refs")
+    monkeypatch.setattr(cells, "train", diverge)
+    compare.run(study(config, tmp_path, ["kunlun"]), str)
+    line = json.loads((tmp_path / "cells/kunlun/seed0.json").read_text())
+    assert line["peak_memory"] is None
 
 
 def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch) -> None:

@@ -17,9 +17,8 @@ from typing import Any
 
 from kunlun.errors import ConfigError, NonFiniteError, RunError
 from kunlun.models.io import resolve
-from kunlun.scaling import memory
 from kunlun.scaling.size import Cost
-from kunlun.training import environment, rundir, source
+from kunlun.training import environment, memory, rundir, source
 from kunlun.training.compare import compare
 from kunlun.training.config import RunConfig
 from kunlun.training.runlog import read_rows, write_json
@@ -104,7 +103,7 @@ class Cell:
         device = environment.pick_device(self.config.train.device)
         held = source.fingerprint(dataset)
         was_trained = (self.run / "summary.json").is_file()  # and stopped before its line
-        memory.start_peak(device)
+        counted = memory.start_peak(device) and not was_trained
         failed = None
         try:
             config = self._as_begun()
@@ -119,7 +118,7 @@ class Cell:
             "dense_params": self.cost.dense_params,
             "flops_per_sample": self.cost.flops,
             "jobs": jobs,
-            "peak_memory": None if was_trained else memory.peak(device),
+            "peak_memory": memory.peak(device) if counted else None,
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
             "config": self.config.to_dict(),
             "data": {key: held[key] for key in source.SAME_DATA},
