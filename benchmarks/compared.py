@@ -5,8 +5,9 @@
     python benchmarks/compared.py RESULTS --cost             NE and cost beside the first
     python benchmarks/compared.py RESULTS --tuning           validation NE of every trial
 
-Mean over seeds, ± the deviation between them; NE and its 95 % interval are differences from the
-first model on the same test rows (paired bootstrap, and Student's t over seeds).
+Mean over seeds, ± the deviation between them (of samples/s, between rounds of steps); NE and its
+95 % interval are differences from the first model on the same test rows (paired bootstrap, and
+Student's t over seeds).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def cost(report: dict[str, Any]) -> list[list[str]]:
             *(_spread(model["test"].get(t, {}).get("expected_ne")) for t in floors),
             f"{model['dense_params']:,}",
             f"x {model['flops_per_sample'] / first['flops_per_sample']:.2f}",
-            f"x {model['times_first']['mean']:.2f}", "-" if mfu is None else f"{100 * mfu:.1f} %",
+            f"x {_spread(model['times_first'], 2)}", "-" if mfu is None else f"{100 * mfu:.1f} %",
         ])  # fmt: skip
     if floors:
         truth = [f"{floor:.4f}" for floor in floors.values()]
@@ -93,10 +94,11 @@ def _settings(changes: dict[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
 
 
-def _spread(value: dict[str, Any] | None) -> str:
+def _spread(value: dict[str, Any] | None, digits: int = 4) -> str:
     if value is None or value["mean"] is None:
         return "-"
-    return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
+    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{sd}"
 
 
 def _difference(value: dict[str, Any] | None, seeds: int) -> str:
@@ -113,6 +115,13 @@ def render(rows: list[list[str]]) -> str:
     )
 
 
+def note(report: dict[str, Any]) -> str:
+    """What must be said under a table of one seed."""
+    if len(report["seeds"]) > 1:
+        return ""
+    return "\n\nOne seed: intervals are of the test rows alone, without the noise of training."
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,11 +134,11 @@ def main() -> None:
     report = json.loads((args.results / "compare.json").read_text())
     peers = json.loads(PEERS.read_text())["tables"][args.peers] if args.peers else []
     if args.cost:
-        print(render(cost(report)))
+        print(render(cost(report)) + note(report))
     elif args.tuning:
         print(render(tuning(report)))
     else:
-        print(render(quality(report, peers)))
+        print(render(quality(report, peers)) + note(report))
 
 
 if __name__ == "__main__":
