@@ -17,6 +17,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kunlun.report.comparison import settings
+
 PEERS = Path(__file__).parent / "peers" / "kuairand.json"
 
 
@@ -48,14 +50,15 @@ def cost(report: dict[str, Any]) -> list[list[str]]:
     tasks, first, seeds = report["tasks"], report["models"][0], len(report["seeds"])
     floors = {
         t: floor for t in tasks
-        if (floor := first["test"][t].get("floor_ne", {}).get("mean")) is not None
+        if (floor := first["test"].get(t, {}).get("floor_ne", {}).get("mean")) is not None
     }  # fmt: skip
     rows = [["variant", *(f"NE of {t}" for t in tasks), *(f"expected NE of {t}" for t in floors),
              "parameters without tables", "FLOPs", "samples/s", "MFU"]]  # fmt: skip
     for model in report["models"]:
         found = [_difference(model["against_first"].get(t, {}).get("ne"), seeds) for t in tasks]
         if model is first:
-            found = [f"{first['test'][t]['ne']['mean']:.4f}" for t in tasks]
+            means = [first["test"].get(t, {}).get("ne", {}).get("mean") for t in tasks]
+            found = ["-" if mean is None else f"{mean:.4f}" for mean in means]
         mfu = model["step_mfu"]["mean"]
         rows.append([
             model["name"], *found,
@@ -79,7 +82,7 @@ def tuning(report: dict[str, Any]) -> list[list[str]]:
     if any(list(trials) != list(every[0]) for trials in every):  # lists of their own
         heads = [f"trial {n}" for n in range(1, len(every[0]) + 1)]
     else:
-        heads = [_settings(changes) for changes in every[0].values()]
+        heads = [settings(changes) for changes in every[0].values()]
     rows = [["model", *heads]]
     for name, own in found.items():
         row = [name]
@@ -88,10 +91,6 @@ def tuning(report: dict[str, Any]) -> list[list[str]]:
             row.append(f"**{ne}**" if trial["number"] == own["chosen"] else ne)
         rows.append(row)
     return rows
-
-
-def _settings(changes: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
 
 
 def _spread(value: dict[str, Any] | None, digits: int = 4) -> str:
@@ -131,6 +130,8 @@ def main() -> None:
     shown.add_argument("--cost", action="store_true")
     shown.add_argument("--tuning", action="store_true")
     args = parser.parse_args()
+    if args.peers and (args.cost or args.tuning):
+        parser.error("--peers are shown beside quality; leave out --cost and --tuning")
     report = json.loads((args.results / "compare.json").read_text())
     peers = json.loads(PEERS.read_text())["tables"][args.peers] if args.peers else []
     if args.cost:

@@ -85,6 +85,24 @@ def test_cost_is_told_in_multiples_of_the_first(
     assert truth == ["the true probabilities", "-", "0.6855", "-", "-", "-", "-"]
 
 
+def test_cost_of_a_first_model_that_diverged(compared: ModuleType, report: dict[str, Any]) -> None:
+    report["models"][0]["test"] = {}
+    report["models"][1]["against_first"] = {}
+    _, first, second = compared.cost(report)
+    assert (first[:2], second[:2]) == (["kunlun", "-"], ["din", "-"])
+
+
+@pytest.mark.parametrize("other", ["--cost", "--tuning"])
+def test_peers_are_of_quality_alone(
+    compared: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    other: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["compared.py", "nowhere", "--peers", "raw", other])
+    with pytest.raises(SystemExit):
+        compared.main()
+    assert "--peers are shown beside quality" in capsys.readouterr().err
+
+
 def test_a_table_of_one_seed_says_so(compared: ModuleType, report: dict[str, Any]) -> None:
     assert compared.note(report) == ""
     report["seeds"] = [0]

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from kunlun.report.comparison_figures import draw_curves, draw_differences
+from kunlun.report.table import table
 
 QUALITY = {
     "ne": "NE", "auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "calibration": "p/y",
@@ -128,12 +129,7 @@ def text(report: dict[str, Any]) -> str:
     """Tables and notes for a terminal."""
     parts = []
     for title, header, rows in tables(report):
-        widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-        lines = [
-            "  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in [header, *rows]
-        ]
-        parts.append("\n".join([title, *lines]))
+        parts.append(f"{title}\n{table(header, rows)}")
     return "\n\n".join([*parts, "\n".join(notes(report))])
 
 
@@ -168,7 +164,7 @@ def page(report: dict[str, Any]) -> str:
     parts += [f"<li>{escape(note)}</li>" for note in notes(report)]
     parts.append(f"<li>{escape(_machine(report['machine']))}</li></ul>")
     for name, own in (report.get("tuning") or {}).items():
-        lines = "\n".join(f"{t['number']}: {_settings(t['changes'])}" for t in own["trials"])
+        lines = "\n".join(f"{t['number']}: {settings(t['changes'])}" for t in own["trials"])
         parts.append(
             f"<details><summary>trials of {escape(name)}</summary><pre>{escape(lines)}</pre>"
             "</details>"
@@ -199,6 +195,12 @@ def scaled(value: float) -> str:
     return f"{value:.0f}"
 
 
+def settings(changes: dict[str, Any]) -> str:
+    """Keys as overrides take them."""
+    pairs = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changes.items())
+    return " ".join(pairs) or "as configured"
+
+
 def _machine(about: dict[str, Any]) -> str:
     return (
         f"{about['cpu']}, device {about['device']}, {about['threads']} thread(s), "
@@ -215,15 +217,9 @@ def _tuning(tuning: dict[str, Any]) -> Table:
         found = ["-" if t["valid_ne"] is None else f"{t['valid_ne']:.4f}" for t in own["trials"]]
         chosen = next(t for t in own["trials"] if t["number"] == own["chosen"])
         rows.append(
-            [name, str(len(found)), *found, str(own["chosen"]), _settings(chosen["changes"])]
+            [name, str(len(found)), *found, str(own["chosen"]), settings(chosen["changes"])]
         )
     return Table("Tuning: validation NE of every trial, mean over tasks", header, rows)
-
-
-def _settings(changes: dict[str, Any]) -> str:
-    """Keys as overrides take them."""
-    pairs = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changes.items())
-    return " ".join(pairs) or "as configured"
 
 
 def _spread(value: dict[str, Any] | None, digits: int, factor: float = 1, unit: str = "") -> str:
