@@ -5,8 +5,9 @@
     python benchmarks/compared.py RESULTS --cost             NE and cost beside the first
     python benchmarks/compared.py RESULTS --tuning           validation NE of every trial
 
-Mean over seeds, ± the deviation between them; NE and its 95 % interval are differences from the
-first model on the same test rows (paired bootstrap, and Student's t over seeds).
+Mean over seeds, ± the deviation between them (of samples/s, between rounds of steps); NE and its
+95 % interval are differences from the first model on the same test rows (paired bootstrap, and
+Student's t over seeds).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from kunlun.report.comparison import settings
 
 PEERS = Path(__file__).parent / "peers" / "kuairand.json"
 
@@ -47,21 +50,22 @@ def cost(report: dict[str, Any]) -> list[list[str]]:
     tasks, first, seeds = report["tasks"], report["models"][0], len(report["seeds"])
     floors = {
         t: floor for t in tasks
-        if (floor := first["test"][t].get("floor_ne", {}).get("mean")) is not None
+        if (floor := first["test"].get(t, {}).get("floor_ne", {}).get("mean")) is not None
     }  # fmt: skip
     rows = [["variant", *(f"NE of {t}" for t in tasks), *(f"expected NE of {t}" for t in floors),
              "parameters without tables", "FLOPs", "samples/s", "MFU"]]  # fmt: skip
     for model in report["models"]:
         found = [_difference(model["against_first"].get(t, {}).get("ne"), seeds) for t in tasks]
         if model is first:
-            found = [f"{first['test'][t]['ne']['mean']:.4f}" for t in tasks]
+            means = [first["test"].get(t, {}).get("ne", {}).get("mean") for t in tasks]
+            found = ["-" if mean is None else f"{mean:.4f}" for mean in means]
         mfu = model["step_mfu"]["mean"]
         rows.append([
             model["name"], *found,
             *(_spread(model["test"].get(t, {}).get("expected_ne")) for t in floors),
             f"{model['dense_params']:,}",
             f"x {model['flops_per_sample'] / first['flops_per_sample']:.2f}",
-            f"x {model['times_first']['mean']:.2f}", "-" if mfu is None else f"{100 * mfu:.1f} %",
+            f"x {_spread(model['times_first'], 2)}", "-" if mfu is None else f"{100 * mfu:.1f} %",
         ])  # fmt: skip
     if floors:
         truth = [f"{floor:.4f}" for floor in floors.values()]
@@ -78,7 +82,7 @@ def tuning(report: dict[str, Any]) -> list[list[str]]:
     if any(list(trials) != list(every[0]) for trials in every):  # lists of their own
         heads = [f"trial {n}" for n in range(1, len(every[0]) + 1)]
     else:
-        heads = [_settings(changes) for changes in every[0].values()]
+        heads = [settings(changes) for changes in every[0].values()]
     rows = [["model", *heads]]
     for name, own in found.items():
         row = [name]
@@ -89,14 +93,11 @@ def tuning(report: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _settings(changes: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
-
-
-def _spread(value: dict[str, Any] | None) -> str:
+def _spread(value: dict[str, Any] | None, digits: int = 4) -> str:
     if value is None or value["mean"] is None:
         return "-"
-    return f"{value['mean']:.4f}" + ("" if value["sd"] is None else f" ± {value['sd']:.4f}")
+    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{sd}"
 
 
 def _difference(value: dict[str, Any] | None, seeds: int) -> str:
@@ -113,6 +114,13 @@ def render(rows: list[list[str]]) -> str:
     )
 
 
+def note(report: dict[str, Any]) -> str:
+    """What must be said under a table of one seed."""
+    if len(report["seeds"]) > 1:
+        return ""
+    return "\n\nOne seed: intervals are of the test rows alone, without the noise of training."
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,14 +130,16 @@ def main() -> None:
     shown.add_argument("--cost", action="store_true")
     shown.add_argument("--tuning", action="store_true")
     args = parser.parse_args()
+    if args.peers and (args.cost or args.tuning):
+        parser.error("--peers are shown beside quality; leave out --cost and --tuning")
     report = json.loads((args.results / "compare.json").read_text())
     peers = json.loads(PEERS.read_text())["tables"][args.peers] if args.peers else []
     if args.cost:
-        print(render(cost(report)))
+        print(render(cost(report)) + note(report))
     elif args.tuning:
         print(render(tuning(report)))
     else:
-        print(render(quality(report, peers)))
+        print(render(quality(report, peers)) + note(report))
 
 
 if __name__ == "__main__":

@@ -71,9 +71,11 @@ def test_quality_shows_spread_difference_and_peers(
 def test_cost_is_told_in_multiples_of_the_first(
     compared: ModuleType, report: dict[str, Any]
 ) -> None:
+    report["models"][1]["times_first"] = {"mean": 1.2345, "sd": 0.0567}
     _, first, second = compared.cost(report)
     assert first == ["kunlun", "0.8000", "12,345", "x 1.00", "x 1.00", "-"]
-    assert second == ["din", "+0.0040 (+0.0010 to +0.0070)", "12,345", "x 1.50", "x 1.00", "-"]
+    assert second[:3] == ["din", "+0.0040 (+0.0010 to +0.0070)", "12,345"]
+    assert second[3:] == ["x 1.50", "x 1.23 ± 0.06", "-"]
     click = report["models"][0]["test"]["click"]
     click["floor_ne"] = {"mean": 0.6855, "sd": 0.0}
     click["expected_ne"] = {"mean": 0.7123, "sd": None}
@@ -81,6 +83,30 @@ def test_cost_is_told_in_multiples_of_the_first(
     assert header[1:3] == ["NE of click", "expected NE of click"]
     assert (first[2], second[2]) == ("0.7123", "-")
     assert truth == ["the true probabilities", "-", "0.6855", "-", "-", "-", "-"]
+
+
+def test_cost_of_a_first_model_that_diverged(compared: ModuleType, report: dict[str, Any]) -> None:
+    report["models"][0]["test"] = {}
+    report["models"][1]["against_first"] = {}
+    _, first, second = compared.cost(report)
+    assert (first[:2], second[:2]) == (["kunlun", "-"], ["din", "-"])
+
+
+@pytest.mark.parametrize("other", ["--cost", "--tuning"])
+def test_peers_are_of_quality_alone(
+    compared: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    other: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["compared.py", "nowhere", "--peers", "raw", other])
+    with pytest.raises(SystemExit):
+        compared.main()
+    assert "--peers are shown beside quality" in capsys.readouterr().err
+
+
+def test_a_table_of_one_seed_says_so(compared: ModuleType, report: dict[str, Any]) -> None:
+    assert compared.note(report) == ""
+    report["seeds"] = [0]
+    assert "One seed: intervals are of the test rows alone" in compared.note(report)
 
 
 def test_tuning_marks_the_chosen_trial(compared: ModuleType, report: dict[str, Any]) -> None:
@@ -115,9 +141,10 @@ def test_peers_know_every_task(
     (tmp_path / "compare.json").write_text(json.dumps(report))
     monkeypatch.setattr("sys.argv", ["compared.py", str(tmp_path), "--peers", table])
     compared.main()
-    lines = capsys.readouterr().out.splitlines()
+    *lines, gap, note = capsys.readouterr().out.splitlines()
     assert len(lines) > 3
     assert len({line.count("|") for line in lines}) == 1
+    assert (gap, note[:9]) == ("", "One seed:")
 
 
 def test_targets_say_what_was_missed(

@@ -48,6 +48,7 @@ def report() -> dict[str, Any]:
         "click": {"ne": difference(0.02, 0.01), "auc": difference(0.01, 0.002), "logloss": None},
         "buy": {"ne": difference(-0.02, 0.03), "auc": None, "logloss": None},
     }
+    machine = {"cpu": "a CPU", "device": "cpu", "threads": 1, "packages": {"torch": "2"}}
     return {
         "config": {"name": "x <y>", "data": "synth:demo", "train": {"batch_size": 256}},
         "data": {"train": 1000, "test": 200},
@@ -55,7 +56,8 @@ def report() -> dict[str, Any]:
         "seeds": [0, 1],
         "match": {"what": "flops", "budget": 1e6, "tolerance": 0.05},
         "left_out": {"softmax": "it is no switch"},
-        "machine": {"cpu": "a CPU", "device": "cpu", "threads": 1, "packages": {"torch": "2"}},
+        "machine": machine,
+        "run_machines": [machine],
         "models": [
             model("kunlun", 0.9, 1e6),
             model("din", 0.92, 2e6, against_first=against, step_mfu=spread(0.22)),
@@ -84,6 +86,15 @@ def test_numbers_carry_their_noise(report) -> None:
     assert hstu[2:] == ["-"] * 6 + ["x 3.00", "x 1.100 ± 0.010", "+0.0 points"]
 
 
+def test_one_seed_of_several_is_no_verdict(report) -> None:
+    ne = report["models"][1]["against_first"]["click"]["ne"]
+    ne["seeds"] = 1
+    row = tables(report)[2].rows[0]
+    assert row[3:5] == ["+0.01000 to +0.03000 (1 of 2 seeds)", "one seed"]
+    report["seeds"] = [0]  # a study of one seed says so in its notes
+    assert tables(report)[2].rows[0][3:5] == ["+0.01000 to +0.03000", "worse"]
+
+
 def test_notes_say_what_was_left_out(report) -> None:
     for words in (text(report), markdown(report), page(report)):
         assert "hstu diverged: step 3: loss is not finite" in words
@@ -101,6 +112,13 @@ def test_notes_say_what_was_left_out(report) -> None:
     assert "expected NE of click" not in text(report)
     (quality, *_) = tables(report)
     assert quality.rows[3][quality.header.index("expected NE")] == "0.7123 ± 0.0010"
+    assert "timed on" not in text(report)
+    assert "a CPU, device cpu, 1 thread(s), torch 2" in page(report)
+    report["run_machines"] = [report["machine"], {**report["machine"], "cpu": "another"}]
+    assert (
+        "Steps were timed on a CPU, device cpu, 1 thread(s), torch 2. Runs were trained on "
+        "a CPU, device cpu, 1 thread(s), torch 2; another, device cpu, 1 thread(s), torch 2."
+    ) in text(report)
     assert "at a time" not in text(report)
     report["jobs"] = 4
     assert "Runs were trained 4 at a time, so their samples/s" in text(report)

@@ -8,16 +8,21 @@ import json
 import math
 import shutil
 import statistics
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from kunlun.errors import NonFiniteError, RunError
+from kunlun.models.io import resolve
 from kunlun.report.comparison import markdown, page, text
 from kunlun.scaling import cell as cells
 from kunlun.scaling import compare, summary, variants
+from kunlun.scaling.jobs import Jobs, _Worker
 from kunlun.scaling.study import prepare
-from kunlun.training import rundir
+from kunlun.training import memory, rundir
 
 NAMES = ["kunlun", "dcnv2"]
 
@@ -127,6 +132,19 @@ def test_finished_cells_are_not_run_again(finished, copied, config, monkeypatch)
     assert all(line.endswith("finished before") for line in said)
 
 
+def test_machines_are_those_that_measured(copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    speed, line = copied / "speed.json", copied / "cells/dcnv2/seed1.json"
+    for file, name in ((speed, "one"), (line, "two")):
+        held = json.loads(file.read_text())
+        held["machine"]["cpu"] = name
+        file.write_text(json.dumps(held))
+    report = compare.run(study(config, copied, seeds=2, match="flops"), str)
+    assert report["machine"]["cpu"] == "one"
+    assert [machine["cpu"] for machine in report["run_machines"]][1:] == ["two"]
+    assert "Steps were timed on one, device" in text(report)
+
+
 def test_lines_alone_are_enough(finished, copied, config, monkeypatch) -> None:
     for run in copied.glob("cells/*/*/"):
         shutil.rmtree(run)
@@ -149,8 +167,11 @@ def test_a_torn_cell_goes_on(finished, copied, config) -> None:
     assert max(steps) == 4
 
 
-def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(copied, config) -> None:
+@pytest.mark.parametrize("saved", [True, False], ids=["checkpoint", "none_yet"])
+def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(saved, copied, config) -> None:
     run = copied / "cells/dcnv2/seed1"
+    if not saved:
+        shutil.rmtree(run / "checkpoints")
     for file in (run / "summary.json", run.with_suffix(".json")):
         file.unlink()
     place = Path(config.data)
@@ -158,6 +179,26 @@ def test_a_torn_cell_goes_on_with_its_data_spelled_otherwise(copied, config) -> 
     said: list[str] = []
     compare.run(study(moved, copied, seeds=2, match="flops"), said.append)
     assert [line for line in said if "training" in line] == ["[4/4] dcnv2 seed 1: training"]
+
+
+def test_a_default_may_be_written_or_left_out(copied, config) -> None:
+    run, said = copied / "cells/kunlun/seed1", []
+    assert "comp_skip" not in rundir.config_of(run).model
+    whole = {"name": "kunlun", **resolve(config.model, "config")[1].to_dict()}
+    for file in (run / "summary.json", run.with_suffix(".json")):
+        file.unlink()
+    written = dataclasses.replace(config, model=whole)
+    compare.run(study(written, copied, ["kunlun"], seeds=2), said.append)
+    assert said == ["[1/2] kunlun seed 0: finished before", "[2/2] kunlun seed 1: training"]
+
+
+def test_a_cell_of_an_unknown_key_is_refused(copied, config) -> None:
+    file = copied / "cells/dcnv2/seed0.json"
+    line = json.loads(file.read_text())
+    line["config"]["model"]["gone"] = 1
+    file.write_text(json.dumps(line))
+    with pytest.raises(RunError, match=r"seed0.json: model: gone is not a field .*another --out"):
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
 def test_another_configuration_is_refused_before_training(copied, config) -> None:
@@ -178,11 +219,32 @@ def test_other_data_are_refused(copied, config) -> None:
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
-@pytest.mark.parametrize("content", ['{"variant": "dc', "[]"], ids=["torn", "list"])
-def test_a_torn_line_is_named(content, copied, config) -> None:
-    file = copied / "cells/dcnv2/seed0.json"
-    file.write_text(content)
-    with pytest.raises(RunError, match=r"dcnv2/seed0.json: not a cell of a comparison; delete it"):
+@pytest.mark.parametrize("finished_run", [True, False], ids=["finished", "torn"])
+def test_other_data_of_a_run_without_its_line_are_refused(finished_run, copied, config) -> None:
+    run = copied / "cells/dcnv2/seed1"
+    run.with_suffix(".json").unlink()
+    if not finished_run:
+        (run / "summary.json").unlink()
+    about = json.loads((run / "env.json").read_text())
+    about["data"]["rows"]["train"] += 1
+    (run / "env.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match=r"dcnv2/seed1: its data differ in rows; choose another"):
+        compare.run(study(config, copied, seeds=2, match="flops"), str)
+
+
+@pytest.mark.parametrize("content", ['{"variant": "dc', "[]", "{}"], ids=["torn", "list", "empty"])
+@pytest.mark.parametrize("name", ["cells/dcnv2/seed0.json", "speed.json", "sizes.json"])
+def test_a_torn_file_is_named(name, content, copied, config, monkeypatch) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    (copied / name).write_text(content)
+    match = "time" if name == "sizes.json" else "flops"
+    with pytest.raises(RunError, match=rf"{name}: torn, or not written by this .* delete it$"):
+        compare.run(study(config, copied, seeds=2, match=match), str)
+
+
+def test_a_line_of_something_else_is_refused(copied, config) -> None:
+    (copied / "cells/dcnv2/seed0.json").write_text('{"config": {}, "data": {}}')
+    with pytest.raises(RunError, match=r"seed0.json: was made with .* choose another --out"):
         compare.run(study(config, copied, seeds=2, match="flops"), str)
 
 
@@ -202,6 +264,14 @@ def test_a_run_that_diverges_is_a_line_too(config, tmp_path, monkeypatch) -> Non
     assert page(report)
     monkeypatch.setattr(cells, "train", None)  # nor is it run again
     assert compare.run(study(config, tmp_path), str) == report
+
+
+def test_a_peak_that_cannot_start_anew_is_not_told(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "none/clear_refs")
+    monkeypatch.setattr(cells, "train", diverge)
+    compare.run(study(config, tmp_path, ["kunlun"]), str)
+    line = json.loads((tmp_path / "cells/kunlun/seed0.json").read_text())
+    assert line["peak_memory"] is None
 
 
 def test_differences_of_another_first_are_made_anew(copied, config, monkeypatch) -> None:
@@ -292,6 +362,52 @@ def test_sizes_by_time_are_kept(config, tmp_path, monkeypatch) -> None:
     assert other.match["budget"] == 2.0
 
 
+def test_sizes_by_time_of_other_settings_are_refused(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "kunlun.scaling.study.seconds_per_sample",
+        lambda config, section, dataset: section["dim"] / 16,
+    )
+    monkeypatch.setattr(cells, "train", diverge)
+    compare.run(study(config, tmp_path, match="time"), str)
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=32))
+    with pytest.raises(RunError, match=r"sizes.json: was made with train.batch_size=64, now it"):
+        study(other, tmp_path, match="time")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.raises(RunError, match=r"sizes.json: was made with threads=\d+, now it is 77; cho"):
+        study(config, tmp_path, match="time")
+
+
+@pytest.mark.parametrize("changed", ["rows", "threads", "unknown"])
+def test_speeds_under_other_conditions_are_measured_again(
+    changed, finished, copied, config, monkeypatch
+) -> None:
+    monkeypatch.setattr(cells, "train", None)
+    file = copied / "speed.json"
+    kept = json.loads(file.read_text())
+    if changed == "rows":
+        kept["conditions"]["data"]["rows"]["train"] += 1
+    elif changed == "threads":
+        kept["conditions"]["threads"] += 1
+    else:  # as earlier versions wrote it
+        del kept["conditions"]
+    file.write_text(json.dumps(kept))
+    report = compare.run(study(config, copied, seeds=2, match="flops"), str)
+    assert report["models"][0]["step_samples_per_s"]["mean"] == pytest.approx(1000)
+    again = json.loads(file.read_text())["conditions"]
+    assert again == json.loads((finished[0] / "speed.json").read_text())["conditions"]
+
+
+def test_mfu_of_steps_is_of_the_precision_of_each_model(config, tmp_path, monkeypatch) -> None:
+    peaks = {torch.bfloat16: 4e9, torch.float32: 1e9}
+    monkeypatch.setattr(compare.environment, "peak_flops", lambda device, dtype: peaks[dtype])
+    monkeypatch.setattr(cells, "train", diverge)
+    half = tmp_path / "half.yaml"
+    half.write_text("train: {precision: bf16}")
+    report = compare.run(study(config, tmp_path / "out", ["kunlun", str(half)]), str)
+    full, half = (model["step_mfu"]["mean"] for model in report["models"])
+    assert full == pytest.approx(4 * half)
+
+
 def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> None:
     def train(config, **keys):
         with pytest.raises(RunError, match=f"^{tmp_path}: another kunlun compare is at work there"):
@@ -310,6 +426,32 @@ def test_two_at_work_in_one_place_are_refused(config, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(compare.fcntl, "flock", flock)
     compare.run(study(config, tmp_path), said.append)
     assert "file system without locks" in said[0]
+
+
+def test_workers_that_outlive_their_parent_keep_the_lock(config, tmp_path, monkeypatch) -> None:
+    workers = []
+
+    def end() -> None:
+        worker = workers.pop()
+        worker.interrupt()
+        worker.kill()
+
+    def finish(lines, dataset, say, done, jobs) -> None:
+        workers.append(_Worker(next(iter(lines)), jobs))
+        raise KeyboardInterrupt  # and nobody waits for the worker, as after a SIGKILL
+
+    monkeypatch.setattr(compare, "finish", finish)
+    at_once = Jobs(2, partial(time.sleep, 600))
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(study(config, tmp_path), str, at_once)
+    try:
+        with pytest.raises(RunError, match="another kunlun compare is at work there"):
+            compare.run(study(config, tmp_path), str)
+    finally:
+        end()
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(study(config, tmp_path), str, at_once)
+    end()
 
 
 def test_training_steps_are_timed(config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def write(tmp_path):
         return tmp_path / "tries.yaml"
 
     return to
+
+
+@pytest.fixture
+def one_epoch(config):
+    """Without max_steps, so that trials may differ in batch_size."""
+    train = dataclasses.replace(config.train, max_steps=None)
+    return dataclasses.replace(config, train=train)
 
 
 def test_lists_become_variants(config, write) -> None:
@@ -86,12 +94,14 @@ def test_lists_of_models_not_compared_are_left_alone(config, write) -> None:
         ("all: [{train: 3}]", "all, trial 1, for kunlun: train is 3, expected a group of keys"),
         ("all: [{train: {lrr: 1}}]", "trial 1, for kunlun: train: lrr is not a field of TrainConf"),
         ("all: [{train: {lr: -1}}]", "trial 1, for kunlun: train: train.lr is -1.0, expected more"),
+        ("all: [{train: {yes: 1}}]", "trial 1, for kunlun: train: 1 is True; keys should be str"),
         ("all: [{model: {n_sum: 8}}]", "all, trial 1, for dcnv2: model: n_sum is not a field of"),
         ("all: [{}]\ndcnv2: [{model: {dimm: 8}}]", "dcnv2, trial 1: model: dimm is not a field"),
-        ("all: [{train: {seed: 3}}]", "train.seed: the first of --seeds is that of every trial"),
-        ("all: [{train: {epochs: 2}}]", "train.epochs: every trial trains on the same samples"),
-        ("all: [{train: {max_steps: 2}}]", "train.max_steps: every trial trains on the same samp"),
+        ("all: [{train: {seed: 3}}]", "train.seed: those of --seeds are for all; leave it out"),
+        ("all: [{train: {epochs: 2}}]", "train.epochs: all train on the same samples; leave"),
+        ("all: [{train: {max_steps: 2}}]", "train.max_steps: all train on the same samples"),
         ("all: [{model: {name: din}}]", "model.name: a trial changes keys of a model, not which"),
+        ("all: [{train: {batch_size: 8}}]", "train.batch_size: all train on the same samples, and"),
     ],
 )
 def test_mistakes_are_one_line(lines, message, config, write) -> None:
@@ -223,7 +233,7 @@ def test_no_trial_wins_if_all_diverge(config, write, tmp_path, monkeypatch) -> N
 
 
 def test_steps_of_unequal_batches_are_timed_with_the_configured_one(
-    config, write, tmp_path, monkeypatch
+    one_epoch, write, tmp_path, monkeypatch
 ) -> None:
     timed = []
     monkeypatch.setattr(
@@ -231,7 +241,7 @@ def test_steps_of_unequal_batches_are_timed_with_the_configured_one(
     )
     report = compare.run(
         prepare(
-            config, variants.choose(config, NAMES), seeds=1, out=tmp_path,
+            one_epoch, variants.choose(one_epoch, NAMES), seeds=1, out=tmp_path,
             trials=write("all: [{}]\ndcnv2: [{train: {batch_size: 32}}]"),
         ), str,
     )  # fmt: skip
@@ -240,9 +250,9 @@ def test_steps_of_unequal_batches_are_timed_with_the_configured_one(
     assert rundir.config_of(tmp_path / "cells/dcnv2/seed0").train.batch_size == 32
 
 
-def test_the_example_of_kuairand_is_read(config) -> None:
+def test_the_example_of_kuairand_is_read(one_epoch) -> None:
     file = Path(__file__).parents[2] / "examples/kuairand/trials.yaml"
-    found = read(file, config, variants.choose(config, NAMES))
+    found = read(file, one_epoch, variants.choose(one_epoch, NAMES))
     assert all(len(own) == 6 for own in found.values())
     of_training = [[t.changes() for t in own[:4]] for own in found.values()]
     assert all(own == of_training[0] for own in of_training)  # the same for all

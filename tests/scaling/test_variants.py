@@ -48,6 +48,12 @@ def test_a_tower_switch_reaches_event_types_of_their_own(config) -> None:
     assert config.model["events"] == events
 
 
+def test_a_wrong_group_of_an_event_type_is_left_to_the_model(config) -> None:
+    config = dataclasses.replace(config, model={**config.model, "events": {"click": {"ffn": "x"}}})
+    kept, _ = variants.ablations(config)
+    assert all(v.model["events"] in ({}, {"click": {"ffn": "x"}}) for v in kept)
+
+
 def test_ablations_leave_out_what_changes_nothing(config) -> None:
     kept, left_out = variants.ablations(config)
     assert [kept[0].name, kept[0].model] == ["kunlun", config.model]
@@ -65,6 +71,8 @@ def test_ablations_leave_out_what_changes_nothing(config) -> None:
         (["odd.yaml"], "model is 3, expected a group of keys"),
         (["key.yaml"], "did you mean 'dim'"),
         (["rate.yaml"], "train.lr is -1"),
+        (["longer.yaml"], "longer.yaml: train.epochs: all train on the same samples; leave it out"),
+        (["batch.yaml"], "batch.yaml: train.batch_size: all train on the same samples, and with"),
     ],
 )
 def test_wrong_names(names, message, config, tmp_path, monkeypatch) -> None:
@@ -73,6 +81,8 @@ def test_wrong_names(names, message, config, tmp_path, monkeypatch) -> None:
     (tmp_path / "odd.yaml").write_text("model: 3\n")
     (tmp_path / "key.yaml").write_text("model: {name: dcnv2, dimm: 3}\n")
     (tmp_path / "rate.yaml").write_text("train: {lr: -1}\n")
+    (tmp_path / "longer.yaml").write_text("train: {epochs: 2}\n")
+    (tmp_path / "batch.yaml").write_text("train: {batch_size: 8}\n")
     with pytest.raises(ConfigError) as caught:
         variants.choose(config, names)
     assert message in str(caught.value)

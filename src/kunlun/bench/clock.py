@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import statistics
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from kunlun.training import memory
 
 Runs = Mapping[Any, Callable[[], object]]
 
@@ -111,35 +112,13 @@ class Memory:
         self.peak: int | None = None
 
     def __enter__(self) -> Self:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-            return self
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-            self.before = _status("VmRSS")
-        except OSError:
-            self.before = -1
+        counted = memory.start_peak(self.device)
+        self.before = memory.held(self.device) if counted else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.device.type == "cuda":
-            self.peak = torch.cuda.max_memory_allocated(self.device) - self.before
-        elif self.before >= 0:
-            self.peak = max(_status("VmHWM") - self.before, 0)
-
-
-def _status(key: str) -> int:
-    """Bytes of a line of /proc/self/status. Raises OSError if it is not there."""
-    with open("/proc/self/status") as lines:
-        for line in lines:
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"no {key} in /proc/self/status")
+        if self.before is not None:
+            self.peak = max(memory.peak(self.device) - self.before, 0)
 
 
 def allocator() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,11 @@ from kunlun.cli.group import json_option, overrides_argument, print_json, verb
     show_default=True,
     help="Runs at once; CPU threads are shared.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="[default: runs/NAME-compare]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: runs/NAME-compare or NAME-ablations]",
+)
 @click.option("--dry-run", is_flag=True, help="Print models, parameters, FLOPs; stop.")
 @json_option
 def command(
@@ -83,8 +86,8 @@ def command(
     if not names_data(preset, overrides):
         raise click.UsageError("which data? Add data=DIR (a dataset directory) or data=synth:demo")
     from kunlun.cli import keep_freed_memory
-    from kunlun.cli.text import table
     from kunlun.report.comparison import text
+    from kunlun.report.table import table
     from kunlun.scaling import compare, variants
     from kunlun.scaling.jobs import Jobs
     from kunlun.scaling.study import prepare
@@ -131,13 +134,8 @@ def command(
 
 
 def _row(plan: dict[str, Any]) -> list[str]:
-    from kunlun.report.comparison import scaled
+    from kunlun.report.comparison import scaled, settings
 
-    changed = " ".join(_line(*entry) for entry in plan["changed"].items())
+    changed = settings(plan["changed"]) if plan["changed"] else "-"
     return [plan["name"], f"{plan['params']:,}", f"{plan['dense_params']:,}",
-            scaled(plan["flops_per_sample"]), changed or "-"]  # fmt: skip
-
-
-def _line(key: str, value: object) -> str:
-    """A key as an override takes it."""
-    return f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+            scaled(plan["flops_per_sample"]), changed]  # fmt: skip

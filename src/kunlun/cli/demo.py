@@ -18,7 +18,8 @@ def command(overrides: tuple[str, ...], as_json: bool) -> None:
     The labels of the stream are drawn from a known probability, so the lowest normalised entropy
     (NE) that any model could reach is known too. An earlier run of the same name is replaced.
     """
-    from kunlun.cli.text import plain, table
+    from kunlun.cli.text import plain
+    from kunlun.report.table import table
     from kunlun.training.config import load_run_config
     from kunlun.training.trainer import train
 

@@ -12,7 +12,8 @@ from kunlun.cli.group import json_option, print_json, verb
 def command(as_json: bool) -> None:
     """Say what is installed, what runs here, and why."""
     from kunlun.cli.environment import describe
-    from kunlun.cli.text import outline, table
+    from kunlun.cli.text import outline
+    from kunlun.report.table import table
 
     found = describe()
     if as_json:

@@ -1,9 +1,11 @@
-"""Plain text for people: nested values as an outline, rows as an aligned table."""
+"""Plain text for people: nested values as an outline."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from kunlun.report.table import table
 
 
 def outline(value: Mapping[str, Any], indent: int = 0) -> str:
@@ -43,13 +45,3 @@ def plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(plain(entry) for entry in value)
     return str(value)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell; the last one runs free."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )

@@ -33,7 +33,7 @@ def command(
     """Train a model; keys override the preset or file."""
     if list_presets:
         from kunlun.cli.presets import presets
-        from kunlun.cli.text import table
+        from kunlun.report.table import table
 
         found = presets()
         rows = [[name, about] for name, about in found.items()]

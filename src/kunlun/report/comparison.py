@@ -7,6 +7,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from kunlun.report.comparison_figures import draw_curves, draw_differences
+from kunlun.report.table import table
 
 QUALITY = {
     "ne": "NE", "auc": "AUC", "gauc": "GAUC", "logloss": "log-loss", "calibration": "p/y",
@@ -94,6 +95,10 @@ def notes(report: dict[str, Any]) -> list[str]:
             f"Runs were trained {report['jobs']} at a time, so their samples/s, MFU and seconds "
             "shared the machine; steps were measured afterwards with the machine to themselves."
         )
+    steps = _machine(report["machine"])
+    runs = dict.fromkeys(map(_machine, report["run_machines"]))
+    if list(runs) != [steps]:
+        found.append(f"Steps were timed on {steps}. Runs were trained on {'; '.join(runs)}.")
     found += [
         f"The truth is known: expected NE of {task}, with each label replaced by its true "
         f"probability, cannot be below {floor:.4f}."
@@ -124,12 +129,7 @@ def text(report: dict[str, Any]) -> str:
     """Tables and notes for a terminal."""
     parts = []
     for title, header, rows in tables(report):
-        widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-        lines = [
-            "  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in [header, *rows]
-        ]
-        parts.append("\n".join([title, *lines]))
+        parts.append(f"{title}\n{table(header, rows)}")
     return "\n\n".join([*parts, "\n".join(notes(report))])
 
 
@@ -162,13 +162,9 @@ def page(report: dict[str, Any]) -> str:
         parts.append(f"<figure>{draw_differences(report)}</figure>")
     parts.append("<h2>Notes</h2><ul>")
     parts += [f"<li>{escape(note)}</li>" for note in notes(report)]
-    about = report["machine"]
-    parts.append(
-        f"<li>{escape(str(about['cpu']))}, device {escape(str(about['device']))}, "
-        f"{about['threads']} thread(s), torch {escape(str(about['packages']['torch']))}</li></ul>"
-    )
+    parts.append(f"<li>{escape(_machine(report['machine']))}</li></ul>")
     for name, own in (report.get("tuning") or {}).items():
-        lines = "\n".join(f"{t['number']}: {_settings(t['changes'])}" for t in own["trials"])
+        lines = "\n".join(f"{t['number']}: {settings(t['changes'])}" for t in own["trials"])
         parts.append(
             f"<details><summary>trials of {escape(name)}</summary><pre>{escape(lines)}</pre>"
             "</details>"
@@ -199,6 +195,19 @@ def scaled(value: float) -> str:
     return f"{value:.0f}"
 
 
+def settings(changes: dict[str, Any]) -> str:
+    """Keys as overrides take them."""
+    pairs = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changes.items())
+    return " ".join(pairs) or "as configured"
+
+
+def _machine(about: dict[str, Any]) -> str:
+    return (
+        f"{about['cpu']}, device {about['device']}, {about['threads']} thread(s), "
+        f"torch {about['packages']['torch']}"
+    )
+
+
 def _tuning(tuning: dict[str, Any]) -> Table:
     """A row a model: its trials in the order of the file, and what the chosen one changes."""
     each = max(len(own["trials"]) for own in tuning.values())
@@ -208,15 +217,9 @@ def _tuning(tuning: dict[str, Any]) -> Table:
         found = ["-" if t["valid_ne"] is None else f"{t['valid_ne']:.4f}" for t in own["trials"]]
         chosen = next(t for t in own["trials"] if t["number"] == own["chosen"])
         rows.append(
-            [name, str(len(found)), *found, str(own["chosen"]), _settings(chosen["changes"])]
+            [name, str(len(found)), *found, str(own["chosen"]), settings(chosen["changes"])]
         )
     return Table("Tuning: validation NE of every trial, mean over tasks", header, rows)
-
-
-def _settings(changes: dict[str, Any]) -> str:
-    """Keys as overrides take them."""
-    pairs = (f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in changes.items())
-    return " ".join(pairs) or "as configured"
 
 
 def _spread(value: dict[str, Any] | None, digits: int, factor: float = 1, unit: str = "") -> str:
@@ -258,5 +261,7 @@ def _difference(found: dict[str, Any] | None, sign: int, seeds: int) -> list[str
     verdict = "within noise"
     if low > 0 or high < 0:
         verdict = "better" if (low > 0) == (sign > 0) else "worse"
+        if found["seeds"] == 1 < seeds:  # its interval lacks the noise that the others' have
+            verdict = "one seed"
     few = "" if found["seeds"] == seeds else f" ({found['seeds']} of {seeds} seeds)"
     return [f"{found['difference']:+.5f}", f"{low:+.5f} to {high:+.5f}{few}", verdict]

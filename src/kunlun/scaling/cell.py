@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kunlun.errors import NonFiniteError, RunError
-from kunlun.scaling import memory
+from kunlun.errors import ConfigError, NonFiniteError, RunError
+from kunlun.models.io import resolve
 from kunlun.scaling.size import Cost
-from kunlun.training import checkpoint, environment, rundir, source
+from kunlun.training import environment, memory, rundir, source
 from kunlun.training.compare import compare
 from kunlun.training.config import RunConfig
 from kunlun.training.runlog import read_rows, write_json
 from kunlun.training.trainer import train
 
 FREE = {*rundir.FREE, "name", "data"}  # the data are compared by what they hold
-SAME_DATA = ("schema", "inputs", "encoders", "rows")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,34 +62,37 @@ class Cell:
         if not self.file.is_file():
             if (self.run / "config.yaml").is_file():
                 self._same(self.run, rundir.config_of(self.run).to_dict())
+                if data := source.recorded(self.run):  # {}: it has read nothing yet
+                    self._same_data(self.run, data, dataset)
             return None
-        try:
-            found: dict[str, Any] = json.loads(self.file.read_text())
-            config, data = found["config"], found["data"]
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{self.file}: not a cell of a comparison; delete it") from None
-        self._same(self.file, config)
-        now = source.fingerprint(dataset)
-        for key in SAME_DATA:
-            if data.get(key) != now[key]:
-                raise RunError(f"{self.file}: its data differ in {key}; choose another --out")
+        found = read_kept(self.file, config=dict, data=dict)
+        self._same(self.file, found["config"])
+        self._same_data(self.file, found["data"], dataset)
         return found
 
     def _same(self, where: Path, config: dict[str, Any]) -> None:
-        before, now = rundir.flat(config), rundir.flat(self.config.to_dict())
-        for key in sorted(before.keys() | now.keys()):
-            if key not in FREE and before.get(key) != now.get(key):
+        """A default is the same model whether it is written or left out."""
+        try:
+            before = {**config, "model": _whole(config.get("model", {}), str(where))}
+        except ConfigError as error:
+            raise RunError(f"{error}; choose another --out, or delete it") from None
+        now = self.config.to_dict()
+        refuse_changes(where, before, {**now, "model": _whole(now["model"], self.label)})
+
+    def _same_data(self, where: Path, before: dict[str, Any], dataset: Any) -> None:
+        now = source.fingerprint(dataset)
+        for key in source.SAME_DATA:
+            if before.get(key) != now[key]:
                 raise RunError(
-                    f"{where}: was made with {key}={before.get(key)!r}, now it is "
-                    f"{now.get(key)!r}; choose another --out, or delete it"
+                    f"{where}: its data differ in {key}; choose another --out, or delete it"
                 )
 
     def _as_begun(self) -> RunConfig:
-        """With the name and the spelling of the data in the config.yaml that is resumed."""
-        if not checkpoint.complete(self.run / "checkpoints"):
+        """With name, data and model as the config.yaml that is resumed spells them."""
+        if not (self.run / "config.yaml").is_file():
             return self.config
         begun = rundir.config_of(self.run)
-        return dataclasses.replace(self.config, name=begun.name, data=begun.data)
+        return dataclasses.replace(self.config, name=begun.name, data=begun.data, model=begun.model)
 
     def work(self, dataset: Any, jobs: int = 1) -> dict[str, Any]:
         """Train to the end, from its newest checkpoint if it was torn; write and return the line.
@@ -101,7 +103,7 @@ class Cell:
         device = environment.pick_device(self.config.train.device)
         held = source.fingerprint(dataset)
         was_trained = (self.run / "summary.json").is_file()  # and stopped before its line
-        memory.start_peak(device)
+        counted = memory.start_peak(device) and not was_trained
         failed = None
         try:
             config = self._as_begun()
@@ -116,15 +118,42 @@ class Cell:
             "dense_params": self.cost.dense_params,
             "flops_per_sample": self.cost.flops,
             "jobs": jobs,
-            "peak_memory": None if was_trained else memory.peak(device),
+            "peak_memory": memory.peak(device) if counted else None,
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),
             "config": self.config.to_dict(),
-            "data": {key: held[key] for key in SAME_DATA},
+            "data": {key: held[key] for key in source.SAME_DATA},
             "machine": environment.describe(device),
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.file, line)
         return line
+
+
+def read_kept(file: Path, **keys: type) -> dict[str, Any]:
+    """What an earlier call wrote. Raises RunError unless these keys are there, of these types."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(found.get(k), t) for k, t in keys.items()):
+        raise RunError(f"{file}: torn, or not written by this version of kunlun; delete it")
+    return found
+
+
+def _whole(section: dict[str, Any], where: str) -> dict[str, Any]:
+    """A `model:` section with every default in its place."""
+    return {"name": section.get("name", "kunlun"), **resolve(section, where)[1].to_dict()}
+
+
+def refuse_changes(where: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise RunError naming the first key, free ones aside, that is not what it was."""
+    before, now = rundir.flat(before), rundir.flat(now)
+    for key in sorted(before.keys() | now.keys()):
+        if key not in FREE and before.get(key) != now.get(key):
+            raise RunError(
+                f"{where}: was made with {key}={before.get(key)!r}, now it is "
+                f"{now.get(key)!r}; choose another --out, or delete it"
+            )
 
 
 def results(run: Path, flops_per_sample: float) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from kunlun.scaling.cell import Cell
 from kunlun.scaling.jobs import Jobs, finish
 from kunlun.scaling.study import Study
 from kunlun.scaling.summary import spread, summarise
-from kunlun.scaling.timing import speeds
+from kunlun.scaling.timing import conditions, speeds
 from kunlun.scaling.tuning import best, record
 from kunlun.training import environment, source
 from kunlun.training.runlog import write_json
@@ -39,7 +38,7 @@ def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str,
     chosen; otherwise as `train`.
     """
     study.out.mkdir(parents=True, exist_ok=True)
-    with (study.out / ".lock").open("a") as file:  # the lock ends with the process, however it does
+    with (study.out / ".lock").open("a") as file:  # the lock ends with all who hold it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -49,7 +48,7 @@ def run(study: Study, say: Callable[[str], None], jobs: Jobs = ONE) -> dict[str,
             ) from None
         except OSError:
             say("OUT is on a file system without locks; see that no other kunlun compare uses it")
-        return _run(study, say, jobs)
+        return _run(study, say, dataclasses.replace(jobs, lock=file.fileno()))
 
 
 def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]
     for row in grid:
         _add_differences(row, lines, differences)
     finish(lines, study.dataset, say, done, jobs)
-    steps = _step_speeds(study)
+    steps, timed_on = _step_speeds(study)
     report = {
         "config": study.config.to_dict(),
         "data": source.fingerprint(study.dataset)["rows"],
@@ -78,7 +77,8 @@ def _run(study: Study, say: Callable[[str], None], jobs: Jobs) -> dict[str, Any]
         "left_out": study.left_out,
         "tuning": records,
         "jobs": max((line or {}).get("jobs", 1) for line in lines.values()),
-        "machine": environment.describe(environment.pick_device(study.config.train.device)),
+        "machine": timed_on,
+        "run_machines": _machines(lines),
         "models": [
             {**about, **summarise([lines[c] for c in own], [differences[c] for c in own]), **speed}
             for about, own, speed in zip(study.plan(), zip(*grid, strict=True), steps, strict=True)
@@ -133,8 +133,19 @@ def _add_differences(
             differences[cell] = cells.against(first, cell, lines)
 
 
-def _step_speeds(study: Study) -> list[dict[str, Any]]:
-    """How fast each variant steps, measured side by side; kept in OUT/speed.json, like the cells.
+def _machines(lines: Mapping[Cell, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """Those that trained the cells, each once; their commits may differ."""
+    found: list[dict[str, Any]] = []
+    for line in filter(None, lines.values()):
+        about = {k: v for k, v in line["machine"].items() if not k.startswith("git_")}
+        if about not in found:
+            found.append(about)
+    return found
+
+
+def _step_speeds(study: Study) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """How fast each variant steps, measured side by side, and the machine; kept in OUT/speed.json,
+    like the cells, and measured again under other conditions.
 
     step_samples_per_s, step_mfu, and times_first: how many times as fast as the first. Variants of
     unequal batch sizes step with the configured one, so that models differ and not batches.
@@ -146,24 +157,34 @@ def _step_speeds(study: Study) -> list[dict[str, Any]]:
             dataclasses.replace(run, train=dataclasses.replace(run.train, batch_size=size))
             for run in runs
         ]
-    asked = [run.to_dict() for run in runs]
+    asked = {
+        "asked": [run.to_dict() for run in runs],
+        "conditions": conditions(study.config, study.dataset),
+    }
     file = study.out / "speed.json"
     if file.is_file():
-        kept = json.loads(file.read_text())
-        if kept["asked"] == asked:
-            return list(kept["speeds"])
+        kept = cells.read_kept(file, asked=list, machine=dict, speeds=list)
+        if all(kept.get(key) == value for key, value in asked.items()):
+            return list(kept["speeds"]), kept["machine"]
     device = environment.pick_device(study.config.train.device)
-    dtype = torch.bfloat16 if study.config.train.precision == "bf16" else torch.float32
-    peak = environment.peak_flops(device, dtype)
+    peaks = {
+        precision: environment.peak_flops(
+            device, torch.bfloat16 if precision == "bf16" else torch.float32
+        )
+        for precision in {run.train.precision for run in runs}
+    }
     measured = speeds(runs, study.dataset)
-    found = [
-        {
-            "step_samples_per_s": spread([1 / s for s in seconds]),
-            "step_mfu": spread([3 * study.cost(v).flops / s / peak for s in seconds]),
-            "times_first": spread([f / s for f, s in zip(measured[0], seconds, strict=True)]),
-        }
-        for seconds, v in zip(measured, study.variants, strict=True)
-    ]
+    found = []
+    for seconds, v, run in zip(measured, study.variants, runs, strict=True):
+        most = peaks[run.train.precision]
+        found.append(
+            {
+                "step_samples_per_s": spread([1 / s for s in seconds]),
+                "step_mfu": spread([3 * study.cost(v).flops / s / most for s in seconds]),
+                "times_first": spread([f / s for f, s in zip(measured[0], seconds, strict=True)]),
+            }
+        )
     study.out.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"asked": asked, "machine": environment.describe(device), "speeds": found})
-    return found
+    machine = environment.describe(device)
+    write_json(file, {**asked, "machine": machine, "speeds": found})
+    return found, machine

@@ -29,10 +29,13 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Jobs:
-    """How cells are trained: `count` at once. begin: called first in every process of its own."""
+    """How cells are trained: `count` at once. begin: called first in every process of its own.
+    lock: descriptor of the lock on OUT, which those processes hold as well: they may outlive this
+    one by a checkpoint."""
 
     count: int = 1
     begin: Callable[[], object] | None = None
+    lock: int | None = None
 
 
 def finish(
@@ -116,6 +119,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             env={"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs.count)),
                  **os.environ},
+            pass_fds=() if jobs.lock is None else (jobs.lock,),
             start_new_session=True,  # the terminal's Ctrl-C is this process's to pass on, once
         )  # fmt: skip
         assert self.process.stdin is not None

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kunlun.errors import ConfigError
-from kunlun.scaling.cell import Cell
+from kunlun.scaling.cell import Cell, read_kept, refuse_changes
 from kunlun.scaling.size import TOLERANCE, Cost, changed, cost, fit, typical_lengths
-from kunlun.scaling.timing import TIME_TOLERANCE, seconds_per_sample
+from kunlun.scaling.timing import TIME_TOLERANCE, conditions, seconds_per_sample
 from kunlun.scaling.trials import Trial, read, refuse_doubles
 from kunlun.scaling.variants import Variant
 from kunlun.training import source
@@ -99,7 +99,8 @@ def prepare(
     The budget is `flops_per_sample`, or what the first variant costs as configured; params are
     matched without embedding tables, which all variants share; time is that of training steps.
     trials: a file as `kunlun.scaling.trials` reads it; each trial is brought to the same budget.
-    Raises ConfigError: a variant that cannot be built, or that has no size within the budget.
+    Raises ConfigError: a variant that cannot be built, or that has no size within the budget;
+    RunError: sizes by time stand in OUT that were measured with other data or settings.
     """
     tries = read(trials, config, variants) if trials is not None else {}
     dataset = source.open_data(config.data)
@@ -115,10 +116,14 @@ def prepare(
         return found.flops if match == "flops" else float(found.dense_params)
 
     chosen, about = [*variants, *(t.variant for own in tries.values() for t in own)], None
-    sizes, kept = None, out / "sizes.json"
-    if match is not None:
-        before = json.loads(kept.read_text()) if match == "time" and kept.is_file() else {}
-        chosen, about, sizes = _matched(chosen, match, flops_per_sample, measure, before)
+    sizes: dict[str, Any] | None = None
+    if match == "time":
+        now = conditions(config, dataset)
+        before = _kept_sizes(out / "sizes.json", now)
+        chosen, about, found = _matched(chosen, match, None, measure, before)
+        sizes = {**found, "conditions": now}
+    elif match is not None:
+        chosen, about, _ = _matched(chosen, match, flops_per_sample, measure, {})
     costs: dict[str, Cost] = {}
     for v in chosen:
         if _section(v) not in costs:
@@ -133,8 +138,18 @@ def prepare(
         refuse_doubles(trials, config, tries)
     first = config.train.seed
     numbers = list(range(first, first + seeds))
-    return Study(config, dataset, variants, costs, numbers, about, out, left_out or {}, tries,
-                 sizes if match == "time" else None)  # fmt: skip
+    return Study(
+        config, dataset, variants, costs, numbers, about, out, left_out or {}, tries, sizes
+    )
+
+
+def _kept_sizes(file: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call measured under the same conditions, {} if there was none."""
+    if not file.is_file():
+        return {}
+    found = read_kept(file, first=str, budget=float, sizes=dict, conditions=dict)
+    refuse_changes(file, found["conditions"], now)
+    return found
 
 
 def _section(variant: Variant) -> str:

@@ -60,6 +60,15 @@ def seconds_per_sample(config: RunConfig, section: dict[str, Any], dataset: Any)
     return statistics.median(found[WARM_UP:])
 
 
+def conditions(config: RunConfig, dataset: Any) -> dict[str, Any]:
+    """What seconds of steps depend on besides the model; kept with what was measured."""
+    held = source.fingerprint(dataset)
+    about = environment.describe(environment.pick_device(config.train.device))
+    train = {key: value for key, value in config.train.to_dict().items() if key != "seed"}
+    data = {key: held[key] for key in source.SAME_DATA}
+    return {"data": data, "train": train, "device": about["device"], "threads": about["threads"]}
+
+
 def _clock(device: torch.device) -> Callable[[], float]:
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter

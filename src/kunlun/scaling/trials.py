@@ -28,17 +28,11 @@ from kunlun.errors import ConfigError
 from kunlun.models import MODELS
 from kunlun.models.io import resolve
 from kunlun.scaling.cell import FREE
-from kunlun.scaling.variants import ABLATIONS, Variant
+from kunlun.scaling.variants import ABLATIONS, Variant, refuse_shared
 from kunlun.training import rundir
 from kunlun.training.config import RunConfig
 
 EVERY = "all"
-REFUSED = {
-    "train.seed": "the first of --seeds is that of every trial",
-    "train.epochs": "every trial trains on the same samples",
-    "train.max_steps": "every trial trains on the same samples",
-    "model.name": "a trial changes keys of a model, not which model it is",
-}
 
 
 @dataclass(frozen=True)
@@ -104,9 +98,10 @@ def _trial(base: RunConfig, variant: Variant, number: int, entry: Any, place: st
         if not isinstance(value, dict):
             raise ConfigError(f"{place}: {key} is {value!r}, expected a group of keys")
     asked = rundir.flat({section: keys for section, keys in entry.items() if keys})
+    refuse_shared(base, entry.get("train", {}), place)
+    if "model.name" in asked:
+        raise ConfigError(f"{place}: model.name: a trial changes keys of a model, not which it is")
     for key in asked:
-        if key in REFUSED:
-            raise ConfigError(f"{place}: {key}: {REFUSED[key]}")
         for own in variant.changed:
             if own.startswith("model.") and _meets(key, own):
                 raise ConfigError(f"{place}: {key} is what {variant.name} itself changes")

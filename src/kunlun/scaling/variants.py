@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ ABLATIONS: dict[str, str] = {
     "no_rotation": "model.tower.time.mode=none",
     "ages": "model.tower.ages=true",
     "pooling_first": "model.order=pooling_first",
+}
+# Keys of train that no variant and no trial may set, and why.
+SHARED = {
+    "seed": "those of --seeds are for all",
+    "epochs": "all train on the same samples",
+    "max_steps": "all train on the same samples",
 }
 
 
@@ -68,7 +74,8 @@ def choose(base: RunConfig, names: Sequence[str]) -> list[Variant]:
     """One variant a name: a model (with base's section if it is base's own model, else with its
     defaults), an ablation, or a YAML file with `model:` and perhaps `train:`.
 
-    Raises ConfigError: unknown or doubled name, a section that its model refuses.
+    Raises ConfigError: unknown or doubled name, a section that its model refuses, a key of train
+    that must be the same for all.
     """
     found: list[Variant] = []
     for name in names:
@@ -79,6 +86,18 @@ def choose(base: RunConfig, names: Sequence[str]) -> list[Variant]:
         variant.run_config(base, base.train.seed)
         found.append(variant)
     return found
+
+
+def refuse_shared(base: RunConfig, train: Mapping[str, Any], place: str) -> None:
+    """Raise ConfigError naming `place` if this part of `train:` sets what is the same for all."""
+    for key in train:
+        if key in SHARED:
+            raise ConfigError(f"{place}: train.{key}: {SHARED[key]}; leave it out")
+        if key == "batch_size" and base.train.max_steps is not None:
+            raise ConfigError(
+                f"{place}: train.batch_size: all train on the same samples, and with "
+                "train.max_steps it says how many; use train.epochs in its place"
+            )
 
 
 def ablations(base: RunConfig) -> tuple[list[Variant], dict[str, str]]:
@@ -132,6 +151,7 @@ def _from_file(base: RunConfig, file: Path) -> Variant:
         if not isinstance(values.get(key, {}), dict):
             raise ConfigError(f"{file}: {key} is {values[key]!r}, expected a group of keys")
     train = values.get("train", {})
+    refuse_shared(base, train, str(file))
     return Variant(
         file.stem,
         {"name": "kunlun", **values.get("model", base.model)},
@@ -156,8 +176,9 @@ def _without(section: dict[str, Any], key: str) -> dict[str, Any]:
     for values in section.get("events", {}).values():
         *parents, last = inner.split(".")
         for parent in parents:
-            values = values.get(parent, {})
-        values.pop(last, None)
+            values = values.get(parent) if isinstance(values, dict) else None
+        if isinstance(values, dict):  # else the model will say what is wrong with it
+            values.pop(last, None)
     return section
 
 

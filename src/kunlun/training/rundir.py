@@ -105,5 +105,5 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
+            found[f"{prefix}{name}"] = value
     return found

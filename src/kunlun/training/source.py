@@ -15,6 +15,9 @@ from kunlun import __version__
 from kunlun.errors import ConfigError, DataError, RunError
 from kunlun.training.config import TrainConfig
 
+# What of a fingerprint makes two datasets the same samples, wherever they lie.
+SAME_DATA = ("schema", "inputs", "encoders", "rows")
+
 
 def open_data(name: str) -> Any:
     """The Dataset at a directory, or of `synth:PRESET`, which is generated once and kept.
@@ -125,11 +128,7 @@ def check_same_data(run: Path, dataset: Any) -> None:
     """Raises RunError if the samples are not those that the run has read so far, wherever the
     dataset directory lies now."""
     before, now = recorded(run), fingerprint(dataset)
-    changed = [
-        key
-        for key in ("schema", "inputs", "encoders", "rows")
-        if key in before and before[key] != now[key]
-    ]
+    changed = [key for key in SAME_DATA if key in before and before[key] != now[key]]
     if changed:
         raise RunError(
             f"{run}: cannot resume: the data were prepared again and differ in "
