@@ -65,7 +65,8 @@ def cost(report: dict[str, Any]) -> list[list[str]]:
             *(_spread(model["test"].get(t, {}).get("expected_ne")) for t in floors),
             f"{model['dense_params']:,}",
             f"x {model['flops_per_sample'] / first['flops_per_sample']:.2f}",
-            f"x {_spread(model['times_first'], 2)}", "-" if mfu is None else f"{100 * mfu:.1f} %",
+            "x 1.00" if model is first else f"x {_spread(model['times_first'], 2)}",
+            "-" if mfu is None else f"{100 * mfu:.1f} %",
         ])  # fmt: skip
     if floors:
         truth = [f"{floor:.4f}" for floor in floors.values()]

@@ -85,12 +85,22 @@ def test_an_unknown_setting_is_told() -> None:
         bench(settings=["huge"])
 
 
-@pytest.mark.parametrize("change", ["tower.ffn.kind=plain", "tower.history=3", "user_only=true"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "tower.ffn.kind=softmax",
+        "tower.ffn.norm=bare",
+        "tower.history=3",
+        "tower.ages=true",
+        "tower.pooling.reduce=sum",
+        "user_only=true",
+    ],
+)
 def test_the_padded_model_refuses_what_it_does_not_know(change: str) -> None:
     schema = make_schema(20)
     section = load_run_config("small", ["data=none", f"model.{change}"]).model
     section = {**section, "user_only": False} if "user_only" not in change else section
-    with pytest.raises(ConfigError, match=r"padded model has no|user_only"):
+    with pytest.raises(ConfigError, match=r"padded model has GDPA|user_only"):
         PaddedKunlun(io.build(schema, section, "small"))
 
 

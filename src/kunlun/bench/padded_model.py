@@ -21,7 +21,7 @@ from kunlun.layers.norm import layer_norm, rms_norm
 from kunlun.layers.personalized_ffn import PersonalizedFFN
 from kunlun.layers.pooling import SeedPooling
 from kunlun.layers.window import SlidingWindowAttention
-from kunlun.models.kunlun import Kunlun, KunlunLayer, TowerLayer
+from kunlun.models.kunlun import Kunlun, KunlunLayer, TowerConfig, TowerLayer
 from kunlun.ops.activations import ACTIVATIONS
 from kunlun.ops.jagged import Jagged
 
@@ -40,17 +40,22 @@ class Sequences(NamedTuple):
         return self._replace(values=values)
 
 
+def _odd(tower: TowerConfig) -> bool:
+    ffn = tower.ffn
+    block = ffn.kind != "gdpa" or ffn.norm != "sandwich" or not isinstance(ffn.activation, str)
+    return block or tower.history is not None or tower.ages or tower.pooling.reduce != "mean"
+
+
 class PaddedKunlun:
     """Calls like the model it is made of. Raises ConfigError for options it does not know."""
 
     def __init__(self, model: Kunlun) -> None:
         config, towers = model.config, model.config.towers(model.schema)
-        odd = [t for t in towers.values() if t.ffn.kind == "plain" or t.history is not None]
-        odd += [t for t in towers.values() if not isinstance(t.ffn.activation, str)]
-        if odd or config.user_only:
+        if config.user_only or any(map(_odd, towers.values())):
             raise ConfigError(
-                "bench model: the padded model has no plain FFN, cut histories, activations by "
-                "head or user_only; measure a preset without them"
+                "bench model: the padded model has GDPA in its sandwich alone, no activations by "
+                "head, cut histories, ages, summed pooling or user_only; measure a preset without "
+                "them"
             )
         self.model = model
 
@@ -113,7 +118,6 @@ def run_tower(
 def run_ffn(ffn: PersonalizedFFN, s: Sequences, x_sum: Tensor) -> Sequences:
     """PersonalizedFFN.forward: x_sum [n, n_sum, D]."""
     config = ffn.config
-    assert config.norm == "sandwich"
     u = layer_norm(s.values)
     rows = rms_norm(torch.matmul(ffn.expand, x_sum))
     k, v = (torch.matmul(rows, w).unflatten(2, (ffn.heads, -1)) for w in (ffn.key, ffn.value))

@@ -12,8 +12,8 @@ from kunlun.ops.jagged import Jagged
 class TransformerLayer(nn.Module):
     """S' = LN(S + MHA(S)), S'' = LN(S' + FFN(S')): full softmax attention, ReLU between.
 
-    [L, d] -> [L, d], or with `keep` only the newest `keep` rows of every sequence, M in all: those
-    behind which nobody reads are asked, not transformed. Biases start at zero, see MLP.
+    [L, d] -> [L, d], or with `keep` only the newest `keep` rows of every sequence, M in all: the
+    others give keys and values only. Biases start at zero, see MLP.
     FLOPs: 4 L d^2 + M (4 d^2 + 4 d hidden), and 4 d for each pair of rows of a sequence.
     """
 

@@ -22,12 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from kunlun import ops
 from kunlun.config import Config, at_least_one, parse
 from kunlun.errors import ConfigError
 from kunlun.features.embedding import TABLE_STD
 from kunlun.features.schema import Schema
 from kunlun.layers.interaction import GlobalInteraction, InteractionConfig
-from kunlun.layers.norm import layer_norm
 from kunlun.layers.personalized_ffn import PersonalizedFFN, PersonalizedFFNConfig, PlainFFN
 from kunlun.layers.pooling import PoolingConfig, SeedPooling
 from kunlun.layers.rote import Rote, RoteConfig
@@ -276,7 +276,7 @@ class KunlunBackbone(Backbone):
     def _entering(self, kind: str, s: Jagged, age: Tensor) -> Jagged:
         if kind in self.ages:
             s = add_ages(s, age, self.ages[kind])
-        return s.with_values(layer_norm(s.values)) if kind in self.bare else s
+        return s.with_values(ops.layer_norm(s.values)) if kind in self.bare else s
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:
         """See Backbone."""

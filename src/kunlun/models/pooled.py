@@ -107,9 +107,10 @@ class Interests(nn.Module):
         """See the class."""
         candidate = tokens.index_select(1, self.candidate)
         found = [tokens[:, 0, :0]]  # so that there is something to join without event types
-        for kind, (s, age) in expand(events, request).items():
-            known = s if self.age is None else add_ages(s, age, self.age)
-            found.append(self.attention[kind](known, candidate))
+        if self.age is not None:
+            events = {k: (add_ages(s, age, self.age), age) for k, (s, age) in events.items()}
+        for kind, (s, _) in expand(events, request).items():
+            found.append(self.attention[kind](s, candidate))
         return torch.cat(found, dim=1)
 
     def costs(self, n: int, lengths: dict[str, Tensor]) -> list[Row]:

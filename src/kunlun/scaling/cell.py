@@ -53,11 +53,19 @@ class Cell:
         """For messages."""
         return f"{self.variant} seed {self.seed}"
 
+    @property
+    def _cost(self) -> dict[str, Any]:
+        cost = self.cost
+        return {
+            "params": cost.params, "dense_params": cost.dense_params,
+            "flops_per_sample": cost.flops,
+        }  # fmt: skip
+
     def line(self, dataset: Any) -> dict[str, Any] | None:
         """The line of a finished cell, None if there is none yet.
 
-        Raises RunError: the cell or its torn run is of another configuration or of other data, or
-        the file is torn.
+        Raises RunError: the cell or its torn run is of another configuration, of other data or of a
+        model of another size, or the file is torn.
         """
         if not self.file.is_file():
             if (self.run / "config.yaml").is_file():
@@ -68,6 +76,12 @@ class Cell:
         found = read_kept(self.file, config=dict, data=dict)
         self._same(self.file, found["config"])
         self._same_data(self.file, found["data"], dataset)
+        for key, now in self._cost.items():
+            if found.get(key) != now:
+                raise RunError(
+                    f"{self.file}: its model had {key}={found.get(key)}, now it has {now}: its "
+                    "code changed; choose another --out, or delete it"
+                )
         return found
 
     def _same(self, where: Path, config: dict[str, Any]) -> None:
@@ -80,12 +94,11 @@ class Cell:
         refuse_changes(where, before, {**now, "model": _whole(now["model"], self.label)})
 
     def _same_data(self, where: Path, before: dict[str, Any], dataset: Any) -> None:
-        now = source.fingerprint(dataset)
-        for key in source.SAME_DATA:
-            if before.get(key) != now[key]:
-                raise RunError(
-                    f"{where}: its data differ in {key}; choose another --out, or delete it"
-                )
+        if changed := source.changed(before, dataset):
+            raise RunError(
+                f"{where}: its data differ in {', '.join(changed)}; choose another --out, "
+                "or delete it"
+            )
 
     def _as_begun(self) -> RunConfig:
         """With name, data and model as the config.yaml that is resumed spells them."""
@@ -114,9 +127,7 @@ class Cell:
             "variant": self.variant,
             "seed": self.seed,
             "model": self.config.model["name"],
-            "params": self.cost.params,
-            "dense_params": self.cost.dense_params,
-            "flops_per_sample": self.cost.flops,
+            **self._cost,
             "jobs": jobs,
             "peak_memory": memory.peak(device) if counted else None,
             **(results(self.run, self.cost.flops) if failed is None else {"failed": failed}),

@@ -159,6 +159,7 @@ def _step_speeds(study: Study) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         ]
     asked = {
         "asked": [run.to_dict() for run in runs],
+        "costs": [dataclasses.asdict(study.cost(v)) for v in study.variants],
         "conditions": conditions(study.config, study.dataset),
     }
     file = study.out / "speed.json"

@@ -124,15 +124,19 @@ def recorded(run: Path) -> dict[str, Any]:
     return data
 
 
+def changed(before: dict[str, Any], dataset: Any) -> list[str]:
+    """Keys of SAME_DATA that were recorded and are other ones today."""
+    now = fingerprint(dataset)
+    return [key for key in SAME_DATA if key in before and before[key] != now[key]]
+
+
 def check_same_data(run: Path, dataset: Any) -> None:
     """Raises RunError if the samples are not those that the run has read so far, wherever the
     dataset directory lies now."""
-    before, now = recorded(run), fingerprint(dataset)
-    changed = [key for key in SAME_DATA if key in before and before[key] != now[key]]
-    if changed:
+    if differing := changed(recorded(run), dataset):
         raise RunError(
             f"{run}: cannot resume: the data were prepared again and differ in "
-            f"{', '.join(changed)}; put the old ones back, or start a run with another name="
+            f"{', '.join(differing)}; put the old ones back, or start a run with another name="
         )
 
 

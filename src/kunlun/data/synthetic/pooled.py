@@ -8,7 +8,8 @@ For skill k with event type e and time constant tau, at a request for item c in 
     ORDER   as HISTORY, with G_k(item) P_k(item of the step before) inside a session, else 0
 
 Shapes: U users of the block, T steps, K skills, H skills that have a state (all but CONTEXT).
-All in float64: rounded to float32 at the end, the probabilities are the same on every CPU.
+All in float64: rounded to float32 at the end, hardly one probability in a hundred million depends
+on the CPU.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from kunlun.data.synthetic.calibration import Calibration
 from kunlun.data.synthetic.timeline import Timelines
 from kunlun.data.synthetic.world import (
     CLICK,
@@ -69,10 +68,9 @@ class KernelRows:
 class SequenceTables:
     """Everything of the world that the hot loop reads."""
 
-    def __init__(self, world: World, calibration: Calibration) -> None:
+    def __init__(self, world: World) -> None:
         self.world = world
         self.rows = [KernelRows(world, e) for e in range(len(EVENT_TYPES))]
-        self.coef: F64 = calibration.sequence.astype(np.float64)
         self.levels = (world.category, world.subcategory)
 
 

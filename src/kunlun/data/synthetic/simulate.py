@@ -60,7 +60,7 @@ def simulate(
     """Draw the labels of all steps, in time order for each user."""
     share = world.config.sequence_share
     pooled_tables = PooledTables(world, fitted)
-    sequence_tables = SequenceTables(world, fitted) if share else None
+    sequence_tables = SequenceTables(world) if share else None
     users, steps = line.item.shape
     p, pc = np.empty((users, steps), np.float32), np.empty((users, steps), np.float32)
     click, conversion = np.empty((users, steps), bool), np.empty((users, steps), bool)
