@@ -57,15 +57,15 @@ class HSTUConfig(Config):
 class HSTULayer(nn.Module):
     """S + W_o (Norm(A V) * U), see the top of the file: [L, D] -> [L, D].
 
-    last: only the newest row of every sequence comes out, M in all; the others are not transformed.
-    FLOPs: 4 L D^2 + 6 M D^2 (M = L but for the last), and 4 D for each pair of rows that meet.
+    last: only the candidate's row, the last of every sequence, comes out; the others give K and V.
+    FLOPs: 4 L D^2 + 6 M D^2 for M rows that come out, and 4 D for each pair of rows that meet.
     """
 
     def __init__(self, config: HSTUConfig, longest: int, *, last: bool) -> None:
         super().__init__()
         dim = config.dim
         self.heads, self.window, self.longest = config.heads, config.window, longest
-        self.keep = 1 if last else longest
+        self.last = last
         self.uvqk = nn.Linear(dim, 4 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         self.position = nn.Parameter(AVERAGE + torch.randn(config.positions) * TABLE_STD)
@@ -76,34 +76,37 @@ class HSTULayer(nn.Module):
     def forward(self, s: Jagged, age: Tensor) -> Jagged:
         """s [L, D], age [L] seconds -> Jagged [L, D]."""
         length, dim = s.values.shape
-        normed, places = layer_norm(s.values), s.newest_places(self.keep)
-        u, v, q, k = self._maps(normed, places)
+        candidate = s.offsets[1:].long() - 1
+        u, v, q, k = self._maps(layer_norm(s.values), candidate)
         q, k, v = (part.view(length, self.heads, dim // self.heads) for part in (q, k, v))
         y = ops.hstu_attention(
             q, k, v, s.offsets, age, self.position, self.time, window=self.window
         )
         y, x = y.flatten(1), s.values
-        if self.keep < self.longest:
-            y, x = y.index_select(0, places), x.index_select(0, places)
+        if self.last:
+            y, x = y.index_select(0, candidate), x.index_select(0, candidate)
+            s = Jagged(x, torch.arange(s.n + 1, device=x.device), 1)
         # Norm takes back the division by N, and would push a short history under its eps
-        return s.shortened(x + self.out(layer_norm(y) * u), self.keep)
+        return s.with_values(x + self.out(layer_norm(y) * u))
 
-    def _maps(self, x: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-        """x [L, D] -> U of the rows at `places`, V [L, D], Q (zero at other places), K."""
-        if self.keep == self.longest:
+    def _maps(self, x: Tensor, candidate: Tensor) -> tuple[Tensor, ...]:
+        """x [L, D] -> U, V, Q, K [L, D]; last: U of the candidates alone, Q zero elsewhere."""
+        if not self.last:
             return F.silu(self.uvqk(x)).chunk(4, dim=1)
         of_u, of_v, of_q, of_k = self.uvqk.weight.chunk(4)
-        u, q = F.silu(F.linear(x.index_select(0, places), torch.cat([of_u, of_q]))).chunk(2, dim=1)
+        asking = x.index_select(0, candidate)
+        u, q = F.silu(F.linear(asking, torch.cat([of_u, of_q]))).chunk(2, dim=1)
         v, k = F.silu(F.linear(x, torch.cat([of_v, of_k]))).chunk(2, dim=1)
-        return u, v, torch.zeros_like(k).index_copy(0, places, q), k
+        return u, v, torch.zeros_like(k).index_copy(0, candidate, q), k
 
     def flops(self, lengths: Tensor) -> int:
         """Forward FLOPs for sequences of these lengths, int64 [n]."""
         dim = self.out.in_features
         reach = self.longest if self.window is None else self.window
         pairs = sum(window_pairs(length, reach, causal=True) for length in lengths.tolist())
-        rows, kept = int(lengths.sum()), int(lengths.clamp(max=self.keep).sum())
-        return (4 * rows + 6 * kept) * dim * dim + 4 * dim * pairs
+        rows = int(lengths.sum())
+        out = len(lengths) if self.last else rows
+        return (4 * rows + 6 * out) * dim * dim + 4 * dim * pairs
 
 
 class HSTUBackbone(Backbone):
