@@ -34,6 +34,11 @@ def add_ages(s: Jagged, age: Tensor, table: Tensor) -> Jagged:
     return s.with_values(s.values + table.index_select(0, time_buckets(age, AGE_BUCKETS)))
 
 
+def with_ages(events: Events, table: Tensor) -> Events:
+    """`add_ages` for every type, of one table."""
+    return {kind: (add_ages(s, age, table), age) for kind, (s, age) in events.items()}
+
+
 def newest(s: Jagged, age: Tensor, history: int) -> tuple[Jagged, Tensor]:
     """Keep the last `history` events of every sequence."""
     if history >= s.max_len:

@@ -108,10 +108,9 @@ class SequenceSummary(nn.Module):
         y = layer_norm(torch.cat([rows[:, : self.cls], self.pma(s, None), newest], dim=1))
         if self.sums:
             counts = (s.lengths - self.cls).to(y.dtype) / math.sqrt(s.max_len - self.cls)
-            pooled = slice(self.cls, self.tokens - self.recent)
-            y = torch.cat(
-                [y[:, : self.cls], y[:, pooled] * counts[:, None, None], y[:, pooled.stop :]], dim=1
-            )
+            sizes = [self.cls, self.tokens - self.cls - self.recent, self.recent]
+            of_cls, pooled, of_recent = y.split(sizes, dim=1)
+            y = torch.cat([of_cls, pooled * counts[:, None, None], of_recent], dim=1)
         gated: Tensor = y * torch.sigmoid(self.gate(y))
         return gated
 

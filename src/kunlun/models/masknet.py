@@ -14,7 +14,7 @@ from kunlun.errors import ConfigError
 from kunlun.features.embedding import TABLE_STD
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm
-from kunlun.models.events import AGE_BUCKETS, Events, add_ages, expand, newest
+from kunlun.models.events import AGE_BUCKETS, Events, expand, newest, with_ages
 from kunlun.ops.jagged import Jagged
 
 
@@ -47,8 +47,7 @@ class MaskedMerge(nn.Module):
     ) -> tuple[Jagged, Tensor]:
         """events of width D -> (Jagged [L, D], age of the newest event at each place [L])."""
         kept = {kind: newest(s, age, self.max_len) for kind, (s, age) in events.items()}
-        known = {kind: (add_ages(s, age, self.age), age) for kind, (s, age) in kept.items()}
-        s, age = side_by_side(known, self.max_len)
+        s, age = side_by_side(with_ages(kept, self.age), self.max_len)
         z = layer_norm(s.values)
         merged = s.with_values(self.lce(z * self.mask(z)).to(s.values.dtype))
         return expand({"merged": (merged, age)}, request)["merged"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kunlun.features.embedding import TABLE_STD
 from kunlun.layers.mlp import MLP
 from kunlun.layers.norm import layer_norm
-from kunlun.models.events import AGE_BUCKETS, Events, add_ages, expand, level
+from kunlun.models.events import AGE_BUCKETS, Events, expand, level, with_ages
 from kunlun.models.ranker import Row, size
 from kunlun.ops import gelu_approx
 from kunlun.ops.jagged import Jagged
@@ -107,9 +107,8 @@ class Interests(nn.Module):
         """See the class."""
         candidate = tokens.index_select(1, self.candidate)
         found = [tokens[:, 0, :0]]  # so that there is something to join without event types
-        if self.age is not None:
-            events = {k: (add_ages(s, age, self.age), age) for k, (s, age) in events.items()}
-        for kind, (s, _) in expand(events, request).items():
+        known = events if self.age is None else with_ages(events, self.age)
+        for kind, (s, _) in expand(known, request).items():
             found.append(self.attention[kind](s, candidate))
         return torch.cat(found, dim=1)
 
