@@ -17,7 +17,7 @@ from kunlun.data.loader import Loader
 from kunlun.data.prepare import prepare
 from kunlun.data.validate import validate
 from kunlun.errors import SchemaError
-from tests.data import logs
+from tests.data import cpus, logs
 from tests.data.test_point_in_time import SPLITS, equal, make, whole_split
 
 
@@ -32,6 +32,28 @@ def test_twice_the_same_bytes(tmp_path: Path) -> None:
     first, second = prepare(path, tmp_path / "a"), prepare(path, tmp_path / "b")
     assert first == second == validate(path)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+PREPARE = """
+import hashlib, shutil, sys
+from pathlib import Path
+from kunlun.data.prepare import prepare
+prepare(Path(sys.argv[1]), Path(sys.argv[2]))
+for file in sorted(Path(sys.argv[2]).rglob("*")):
+    if file.is_file():
+        print(file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+shutil.rmtree(sys.argv[2])
+"""
+
+
+def test_other_cpus_prepare_the_same_bytes(tmp_path: Path) -> None:
+    """Edges that another machine moves by one bit would move counts across them."""
+    body = logs.schema()
+    body["features"]["user_ctr"]["transform"] = "quantile"
+    body["features"]["brand_acts"]["transform"] = "standardise"
+    body["features"]["brand_page"] |= {"buckets": 16, "transform": "standardise"}
+    path = logs.write(tmp_path / "raw", logs.random_logs(2, impressions=400), body)
+    assert len(cpus.outputs(PREPARE, str(path), str(tmp_path / "data"))) == 1
 
 
 def test_csv_is_parquet(tmp_path: Path) -> None:

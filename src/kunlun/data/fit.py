@@ -54,8 +54,13 @@ def tallies(
 
 
 def counter_numbers(tally: Tally, feature: Feature, prior: float) -> dict[str, Float64]:
-    """The two numbers of a counter, by suffix."""
-    return {"rate": tally.rate(feature.strength, prior), "count": np.log1p(tally.known)}
+    """The two numbers of a counter, by suffix.
+
+    CPUs disagree on the last bit of log1p: in float32 a count falls on the same side of a
+    bucket's edge wherever it is encoded.
+    """
+    count = np.log1p(tally.known).astype(np.float32).astype(np.float64)
+    return {"rate": tally.rate(feature.strength, prior), "count": count}
 
 
 def fit(
