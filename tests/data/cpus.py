@@ -11,7 +11,7 @@ import numpy as np
 
 def outputs(script: str, *args: str) -> set[str]:
     """What the script prints on either; one element if it does not depend on the CPU."""
-    simd = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    simd = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
     oldest = {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": ",".join(simd)}
     return {
         subprocess.run(
